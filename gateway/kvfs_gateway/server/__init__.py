@@ -1,0 +1,1 @@
+"""Sockets, handlers and workers."""

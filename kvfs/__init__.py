@@ -1,0 +1,1 @@
+"""kvfs: content-addressed KV-cache storage. `kvfs.open_store` is the way in."""

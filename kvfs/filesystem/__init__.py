@@ -1,0 +1,1 @@
+"""The mount: operations once, transports thin."""

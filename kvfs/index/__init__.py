@@ -1,0 +1,1 @@
+"""The LMDB index: rows, transactions, group commit."""

@@ -1,0 +1,1 @@
+"""The Store: block files, space, publishing, recovery."""
