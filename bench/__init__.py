@@ -1,0 +1,1 @@
+"""Benchmarks: cases under bench/cases, run by `python -m bench`."""

@@ -1,0 +1,1 @@
+"""One module per subject; every `bench_<operation>__<shape>` in it is a case."""
