@@ -1,0 +1,78 @@
+# kvfs: `make install`, `make up`, `make test`; see docs/cli.md and README.md.
+
+# Debian's own interpreter first: the headers that pyfuse3 is built with come from the same packages.
+PYTHON ?= $(shell command -v /usr/bin/python3 || command -v python3)
+VENV ?= .venv
+ENGINES_VENV ?= .venv-engines
+BIN = $(VENV)/bin
+
+STORE ?= ./var/store
+MOUNT ?= /mnt/kvfs
+LISTEN ?= 127.0.0.1:9000
+ENGINE_LISTEN ?= 127.0.0.1:9001
+
+# Folders come and go while the project grows; what is there is run.
+SUITES = $(wildcard tests/unit tests/property tests/contract tests/crash tests/integration)
+CODE = $(wildcard kvfs gateway tools tests bench)
+PYTEST = $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-engines system up lint types test test-engines soak bench clean
+
+help:
+	@echo "make install        packages (as root) and $(VENV) with all that mount, gateway, gc and tests need"
+	@echo "make up             store, mount and gateway on this machine, until Ctrl-C"
+	@echo "                    STORE=$(STORE) MOUNT=$(MOUNT) LISTEN=$(LISTEN) ENGINE_LISTEN=$(ENGINE_LISTEN)"
+	@echo "make test           lint, types, unit, property, contract, crash (bounded), integration"
+	@echo "make test-engines   the real engines' clients against mount and gateway"
+	@echo "make soak           the long runs (crash, churn)"
+	@echo "make bench          the benchmarks, one JSON line a case"
+
+system:
+	@tools/install-system-packages
+
+install: system $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24.2"
+	$(BIN)/python -m pip install --quiet --editable ".[fuse,gateway,tier,test]"
+	@touch $@
+
+install-engines: install $(ENGINES_VENV)/.installed
+
+# An own environment: the engines bring torch and a hundred packages that kvfs must not lean on.
+# lmcache itself asks for CUDA wheels, so it goes in without its dependencies.
+$(ENGINES_VENV)/.installed: tests/engines/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(ENGINES_VENV)
+	$(ENGINES_VENV)/bin/python -m pip install --quiet --upgrade "pip>=24.2"
+	$(ENGINES_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(ENGINES_VENV)/bin/python -m pip install --quiet --no-deps lmcache==0.5.6
+	$(ENGINES_VENV)/bin/python -m pip install --quiet --requirement tests/engines/requirements.txt
+	@touch $@
+
+up: install
+	$(BIN)/kvfs up $(STORE) --mount $(MOUNT) --listen $(LISTEN) --engine-listen $(ENGINE_LISTEN)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell $(CODE) $(wildcard *.md docs)
+
+types: install
+	$(BIN)/mypy --strict
+
+test: lint types
+	$(PYTEST) $(SUITES)
+
+test-engines: install-engines
+	$(PYTEST) tests/engines
+
+soak: install
+	$(PYTEST) --soak -m soak $(SUITES) tests/engines
+
+bench: install
+	$(BIN)/python -m bench.report
+
+clean:
+	rm -rf $(VENV) $(ENGINES_VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,63 @@
+"""What every test is held to: quiet logs, nothing left mounted, long runs only when asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+KVFS_LOGGERS = ("kvfs", "kvfs_gateway", "kvfs_tools")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", action="store_true", default=False, help="run the long tests (marker: soak)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long runs out, visibly, unless --soak was given."""
+    if config.getoption("--soak"):
+        return
+    skip = pytest.mark.skip(reason="a long run: give --soak, or run `make soak`")
+    for item in items:
+        if item.get_closest_marker("soak") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def is_soak(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the long run; a bounded test may use it to choose its count."""
+    return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture(autouse=True)
+def _unexpected_warnings_fail(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """A WARNING of ours that no test announced is a failure nobody looked at."""
+    yield
+    if request.node.get_closest_marker("expects_warnings") is not None:
+        return
+    loud = [
+        record.getMessage()
+        for phase in ("setup", "call")
+        for record in caplog.get_records(phase)
+        if record.levelno >= logging.WARNING and record.name.split(".")[0] in KVFS_LOGGERS
+    ]
+    assert not loud, f"unexpected warnings in the log (mark the test expects_warnings?): {loud}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_stays_mounted() -> Iterator[None]:
+    before = _mount_points()
+    yield
+    left = _mount_points() - before
+    assert not left, f"mounted by a test and left behind: {sorted(left)}"
+
+
+def _mount_points() -> set[str]:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return {line.split()[1] for line in lines}
