@@ -52,7 +52,7 @@ class NotADirectory(KvfsError):
 
 
 class CrossNamespace(KvfsError):
-    """A rename or link would carry bytes into another namespace, whose digests use another salt (I6)."""
+    """A rename or link would carry bytes into another namespace, whose salt differs (I6)."""
 
 
 class InvalidName(KvfsError):

@@ -16,6 +16,7 @@ NamespaceId = NewType("NamespaceId", int)
 Digest = NewType("Digest", bytes)
 """BLAKE3-256 keyed with the namespace's salt, 32 bytes; b"" where there is no block (size 0)."""
 
+NO_DIGEST = Digest(b"")
 ROOT_INODE = 1
 ROOT_NAMESPACE = NamespaceId(0)
 """Files directly in the root belong here; only the mount shows them."""
@@ -35,7 +36,7 @@ class Kind(enum.IntEnum):
     DIRECTORY = 2
     SYMLINK = 3
     CONTINUATION = 4
-    """Internal: the first 440 bytes of a longer name (see index/schema.py); never leaves the index."""
+    """The first 440 bytes of a longer name (see index/schema.py); never leaves the index."""
 
 
 class Pin(enum.IntEnum):
@@ -64,7 +65,7 @@ class Codec(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ObjectPath:
-    """A name as S3 and the command line give it: bucket, then the literal key (`a//b`, `..`, `d/`)."""
+    """A name as S3 and the command line give it: bucket, then the literal key (`a//b`, `d/`)."""
 
     namespace: bytes
     key: bytes
@@ -207,6 +208,8 @@ class DirectoryChild:
     name: bytes
     inode: int
     kind: Kind
+    cursor: bytes
+    """Pass as `after` to go on behind this row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +222,7 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page, in byte order of the keys (objects and common prefixes are interleaved by S3's order)."""
+    """One page, in byte order of the keys; objects and common prefixes share that order."""
 
     objects: tuple[ListedObject, ...]
     common_prefixes: tuple[bytes, ...]

@@ -1,0 +1,256 @@
+"""The one way in: a staging file becomes a name, or nothing at all.
+
+Owns the publish protocol (every interleaving with a kill at every step was searched by a model):
+hash the file; if its block is not live, link it under a name with a new generation; in one
+transaction check again, insert the block or count a reference, and give the name to a new inode.
+The commit is the only moment at which something becomes visible. A file that was linked and not
+used is unlinked; a crash leaves it as an orphan, which the sweep tells by its free flock and by no
+row naming it.
+
+Holds: I2 (a row names only complete, linked, and at `durable` synced files), I3, I4.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kvfs.codec.digest import digest_file
+from kvfs.errors import InvalidArgument, NamespaceNotFound, NotFound, Unavailable
+from kvfs.index import tree
+from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
+from kvfs.index.schema import MAX_ATTRIBUTES_LENGTH, BlockRow, InodeRow, attributes_length, entry_of
+from kvfs.model import (
+    NO_DIGEST,
+    Codec,
+    Digest,
+    Durability,
+    Entry,
+    Kind,
+    NamespaceId,
+    ObjectPath,
+    Place,
+    PutOptions,
+)
+from kvfs.store.block_files import BlockLabel, StagingFile, os_error, sectors
+from kvfs.store.context import StoreContext
+from kvfs.store.objects import (
+    TrashKey,
+    add_name,
+    check_condition,
+    put_trash,
+    resolve_target,
+)
+from kvfs.store.space import Space
+from kvfs.store.staging import Staging
+from kvfs.store.trash import Trash
+from kvfs.store.trust import Trust
+
+MAX_ATTEMPTS = 4
+"""The live block found before the commit may be gone inside it; then the file is linked."""
+
+
+class _Sealed:
+    """A hashed staging file on its way to a commit."""
+
+    __slots__ = ("charged", "digest", "file", "generation", "is_used", "size")
+
+    def __init__(self, file: StagingFile, size: int, digest: Digest) -> None:
+        self.file = file
+        self.size = size
+        self.digest = digest
+        self.charged = sectors(size)
+        self.generation: int | None = None
+        """Set once the file is linked."""
+        self.is_used = False
+
+
+class Publisher:
+    """Publishes staging files. Thread-safe."""
+
+    def __init__(self, context: StoreContext, space: Space, trash: Trash, trust: Trust) -> None:
+        self._context = context
+        self._space = space
+        self._trash = trash
+        self._trust = trust
+
+    def publish(self, staging: Staging, place: Place, options: PutOptions) -> Entry:
+        """Make `staging` the object at `place`; see Store.publish."""
+        try:
+            size = staging.size
+            staging.ensure(size)
+            salt, label = self._prepare(place, options, size)
+            digest = self._hash(staging.fd, size, salt)
+        except BaseException:
+            staging.close()
+            raise
+        file, reserved = staging.take()
+        sealed = _Sealed(file, size, digest)
+        try:
+            entry, trash = self._commit(sealed, place, options, label)
+        finally:
+            self._settle(sealed, reserved)
+        self._trash.add(trash)
+        return entry
+
+    def _prepare(self, place: Place, options: PutOptions, size: int) -> tuple[bytes, BlockLabel]:
+        """Refuse early what the transaction would refuse; return the salt and the label."""
+        if attributes_length(options.attributes) > MAX_ATTRIBUTES_LENGTH:
+            raise InvalidArgument("the extended attributes exceed 64 KiB: store fewer or shorter")
+        now_ns = self._context.clock.now_ns()
+        with self._context.index.read() as txn:
+            target = resolve_target(txn, place)
+            check_condition(txn, target, options.condition, now_ns // 1_000_000_000)
+            namespace = txn.namespace(target.namespace_id)
+            if namespace is None:
+                raise NamespaceNotFound("the bucket was deleted meanwhile: create it again")
+            path = _label_path(txn, place, target.namespace_id)
+        row = self.row(options, 0, NO_DIGEST, now_ns, namespace.default_ttl_s)
+        label = BlockLabel(
+            target.namespace_id, now_ns, row.mtime_ns, size, Codec.RAW, row.mode,
+            row.uid, row.gid, row.priority, row.pin, row.expires_at_s, row.ttl_s, row.ttl_class, row.is_sliding, row.etag, path,
+        )  # fmt: skip
+        return namespace.salt, label
+
+    def _hash(self, descriptor: int, size: int, salt: bytes) -> Digest:
+        try:
+            return digest_file(salt, descriptor, size) if size else NO_DIGEST
+        except OSError as error:
+            raise os_error(error, "cannot read back a staging file") from error
+
+    def _commit(
+        self, sealed: _Sealed, place: Place, options: PutOptions, label: BlockLabel
+    ) -> tuple[Entry, list[TrashKey]]:
+        if sealed.digest:
+            with self._context.index.read() as txn:
+                is_live = self._trust.is_usable(txn.block(sealed.digest))
+            if not is_live:
+                self._link(sealed, label)
+        for _ in range(MAX_ATTEMPTS):
+            done = self._context.commit(
+                lambda txn: self._insert(txn, sealed, place, options, label.published_ns)
+            )
+            if done is not None:
+                entry, trash, sealed.is_used = done
+                return entry, trash
+            self._link(sealed, label)
+        raise Unavailable("the block came and went while it was published: retry")
+
+    def _link(self, sealed: _Sealed, label: BlockLabel) -> None:
+        generation = self._context.generation()
+        files = self._context.files
+        files.set_label(sealed.file.descriptor, label)
+        if self._context.durability is Durability.DURABLE:
+            try:
+                os.fdatasync(sealed.file.descriptor)
+            except OSError as error:
+                raise os_error(error, "cannot sync a block file") from error
+        files.link(sealed.file, sealed.digest, generation)
+        sealed.generation = generation
+        if self._context.durability is Durability.DURABLE:
+            files.sync_directory(sealed.digest)
+
+    def _insert(
+        self,
+        txn: WriteTransaction,
+        sealed: _Sealed,
+        place: Place,
+        options: PutOptions,
+        now_ns: int,
+    ) -> tuple[Entry, list[TrashKey], bool] | None:
+        """The transaction; None = the file must be linked first. All checks precede all changes."""
+        target = resolve_target(txn, place)
+        check_condition(txn, target, options.condition, now_ns // 1_000_000_000)
+        namespace = txn.namespace(target.namespace_id)
+        if namespace is None:
+            raise NotFound("the bucket was deleted meanwhile: create it again")
+        is_used, trash = False, []
+        if sealed.digest:
+            block = txn.block(sealed.digest)
+            if block is not None and self._trust.is_usable(block):
+                block.refs += 1
+                txn.put_block(sealed.digest, block)
+            elif sealed.generation is None:
+                return None
+            else:
+                trash = self._insert_block(txn, sealed, block, target.namespace_id)
+                is_used = True
+        row = self.row(options, sealed.size, sealed.digest, now_ns, namespace.default_ttl_s)
+        inode, dropped = add_name(txn, target, row, self._context.files, now_ns)
+        return entry_of(inode, row), trash + dropped, is_used
+
+    def _insert_block(
+        self,
+        txn: WriteTransaction,
+        sealed: _Sealed,
+        old: BlockRow | None,
+        namespace_id: NamespaceId,
+    ) -> list[TrashKey]:
+        """Insert the block's row, or heal a bad or suspect one with the file just written."""
+        assert sealed.generation is not None, "only a linked file becomes a row (I2)"
+        counters = txn.counters()
+        counters.sequence += 1
+        is_synced = self._context.durability is Durability.DURABLE
+        refs, trash = 1, []
+        if old is not None:
+            refs += old.refs
+            if not old.is_bad:
+                put_trash(txn, sealed.digest, old)
+                trash = [(sealed.digest, old.generation)]
+        else:
+            counters.block_count += 1
+        sequence = 0 if is_synced else counters.sequence
+        row = BlockRow(sealed.generation, sealed.size, sealed.charged, refs, sequence, namespace_id)
+        txn.put_block(sealed.digest, row)
+        self._space.charge(txn, sealed.charged)
+        return trash
+
+    @staticmethod
+    def row(
+        options: PutOptions, size: int, digest: Digest, now_ns: int, default_ttl_s: int
+    ) -> InodeRow:
+        """Return a new file's row, its lifetime starting now."""
+        ttl_s = default_ttl_s if options.ttl_s is None else options.ttl_s
+        now_s = now_ns // 1_000_000_000
+        return InodeRow(
+            Kind.FILE,
+            NamespaceId(0),
+            mode=options.mode & 0o7777,
+            uid=options.uid,
+            gid=options.gid,
+            size=size,
+            mtime_ns=options.mtime_ns or now_ns,
+            ctime_ns=now_ns,
+            accessed_s=now_s,
+            expires_at_s=now_s + ttl_s if ttl_s else 0,
+            ttl_s=ttl_s,
+            ttl_class=options.ttl_class,
+            priority=min(options.priority, 254),
+            pin=options.pin,
+            digest=digest,
+            etag=options.etag,
+            is_sliding=options.is_sliding,
+            attributes=options.attributes,
+        )
+
+    def _settle(self, sealed: _Sealed, reserved: int) -> None:
+        """Close the file (its flock ends only after the commit) and account for what is left."""
+        if sealed.generation is not None and not sealed.is_used:
+            # An interrupt may have hit between the commit and its return: ask the index.
+            with self._context.index.read() as txn:
+                block = txn.block(sealed.digest)
+            sealed.is_used = block is not None and block.generation == sealed.generation
+        if sealed.generation is None:
+            self._context.files.discard(sealed.file)
+        else:
+            if not sealed.is_used:
+                self._context.files.unlink(sealed.digest, sealed.generation)
+            os.close(sealed.file.descriptor)
+        self._space.release(reserved - (sealed.charged if sealed.is_used else 0))
+
+
+def _label_path(txn: ReadTransaction, place: Place, namespace_id: NamespaceId) -> bytes:
+    """Return the key below the namespace that the label shall hold."""
+    if isinstance(place, ObjectPath):
+        return place.key
+    path = tree.path_of(txn, place.parent, place.name)
+    return path if namespace_id == 0 else path.partition(b"/")[2]

@@ -1,0 +1,292 @@
+"""Looking names up and opening their bytes.
+
+Owns the read side of the store: one read transaction a lookup, no lock, no write on the path. An
+access is a note in memory. A block whose file is gone or torn is a miss, never wrong bytes (I1):
+the file may have been evicted between lookup and open (look again), or lost with the power.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from kvfs.errors import Closed, Corrupt, IsADirectory, NotFound
+from kvfs.index import tree
+from kvfs.index.listing import list_page, read_children
+from kvfs.index.lmdb_index import ReadTransaction
+from kvfs.index.schema import BlockRow, InodeRow, entry_of
+from kvfs.model import (
+    ChildName,
+    Codec,
+    DirectoryChild,
+    Entry,
+    Kind,
+    ListPage,
+    Namespace,
+    ObjectPath,
+    Place,
+)
+from kvfs.store.access_times import AccessTimes
+from kvfs.store.block_files import os_error
+from kvfs.store.context import StoreContext
+from kvfs.store.objects import find_inode, find_namespace
+from kvfs.store.trust import Trust
+
+MAX_OPEN_ATTEMPTS = 5
+"""A file that vanished between lookup and open was evicted or replaced: the name may mean another
+file by now. The protocol's model needed at most 4 retries."""
+
+
+class ReadView:
+    """An open object: its entry as looked up, and a descriptor on immutable bytes.
+
+    The bytes stay readable after the object is deleted, replaced or evicted. For `codec` RAW byte i
+    of the object is byte i of `fd`, so sendfile, mmap and O_DIRECT readers may use it directly.
+    Close it, or use it as a context manager.
+    """
+
+    __slots__ = ("_fd", "codec", "entry")
+
+    def __init__(self, entry: Entry, fd: int, codec: Codec) -> None:
+        self.entry = entry
+        self._fd = fd
+        self.codec = codec
+
+    @property
+    def fd(self) -> int:
+        """The read-only descriptor. Raises: Closed."""
+        if self._fd < 0:
+            raise Closed("this view was closed: open the object again")
+        return self._fd
+
+    @property
+    def size(self) -> int:
+        """Logical bytes."""
+        return self.entry.size
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`: fewer only at the end of the object.
+
+        Raises: Unavailable (I/O error), Closed.
+        """
+        pieces = []
+        try:
+            while length > 0:
+                piece = os.pread(self.fd, length, offset)
+                if not piece:
+                    break
+                pieces.append(piece)
+                offset += len(piece)
+                length -= len(piece)
+        except OSError as error:
+            raise os_error(error, "cannot read a block file") from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_all(self) -> bytes:
+        """Return the whole object (one copy)."""
+        return self.pread(0, self.size)
+
+    def detach(self) -> int:
+        """Hand the descriptor to the caller, who closes it."""
+        fd, self._fd = self.fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> ReadView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Reader:
+    """Lookups, listings and opening. Thread-safe."""
+
+    def __init__(self, context: StoreContext, access: AccessTimes, trust: Trust) -> None:
+        self._context = context
+        self._index = context.index
+        self._access = access
+        self._trust = trust
+
+    def find(self, place: Place, *, touch: bool = False) -> Entry | None:
+        """Return the entry at `place`, or None (absent or expired)."""
+        with self._index.read() as txn:
+            inode = find_inode(txn, place)
+            row = None if inode is None else txn.inode(inode)
+        if inode is None or row is None or not self._is_live(inode, row):
+            return None
+        if touch:
+            self._access.note(inode, self._context.now_s())
+        return entry_of(inode, row)
+
+    def find_many(self, paths: Sequence[ObjectPath]) -> list[Entry | None]:
+        """Return the entries of `paths`, in their order, as of one moment."""
+        found: list[Entry | None] = []
+        with self._index.read() as txn:
+            for path in paths:
+                inode = find_inode(txn, path)
+                row = None if inode is None else txn.inode(inode)
+                is_hit = inode is not None and row is not None and self._is_live(inode, row)
+                found.append(entry_of(inode, row) if is_hit else None)  # type: ignore[arg-type]
+        return found
+
+    def stat(self, place: Place, *, touch: bool = False) -> Entry:
+        """Return the entry at `place`. Raises: NotFound, NamespaceNotFound."""
+        entry = self.find(place, touch=touch)
+        if entry is None:
+            raise self._absent(place)
+        return entry
+
+    def stat_inode(self, inode: int) -> Entry | None:
+        """Return the entry of an inode, or None."""
+        with self._index.read() as txn:
+            row = txn.inode(inode)
+        if row is None or not self._is_live(inode, row):
+            return None
+        return entry_of(inode, row)
+
+    def open_read(self, place: Place) -> ReadView:
+        """Open the object at `place`; counts as an access.
+
+        Raises: NotFound, NamespaceNotFound, IsADirectory, Unavailable.
+        """
+        for _ in range(MAX_OPEN_ATTEMPTS):
+            with self._index.read() as txn:
+                inode = find_inode(txn, place)
+                found = None if inode is None else self._load(txn, inode)
+            if inode is None or found is None:
+                break
+            view = self._open(inode, *found)
+            if view is not None:
+                return view
+        raise self._absent(place)
+
+    def open_inode(self, inode: int) -> ReadView:
+        """Open an object by its inode; counts as an access. Raises: as open_read."""
+        for _ in range(MAX_OPEN_ATTEMPTS):
+            with self._index.read() as txn:
+                found = self._load(txn, inode)
+            if found is None:
+                break
+            view = self._open(inode, *found)
+            if view is not None:
+                return view
+        raise NotFound("the file is gone: look its name up again")
+
+    def _load(
+        self, txn: ReadTransaction, inode: int
+    ) -> tuple[InodeRow, BlockRow | None, bytes] | None:
+        """Return (row, block, salt where the block is suspect), or None when it is a miss."""
+        row = txn.inode(inode)
+        if row is None or not self._is_live(inode, row):
+            return None
+        if row.kind is Kind.DIRECTORY:
+            raise IsADirectory("this is a directory: name a file in it")
+        if not row.digest:
+            return row, None, b""
+        block = txn.block(row.digest)
+        if block is None:
+            return None
+        salt = b""
+        if self._trust.is_suspect(block):
+            namespace = txn.namespace(row.namespace_id)
+            salt = namespace.salt if namespace is not None else b""
+        return row, block, salt
+
+    def _open(
+        self, inode: int, row: InodeRow, block: BlockRow | None, salt: bytes
+    ) -> ReadView | None:
+        """Return a view, or None to look again. Raises: NotFound (its block is bad)."""
+        entry = entry_of(inode, row)
+        if block is None:
+            fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            return ReadView(entry, fd, Codec.RAW)
+        if block.is_bad:
+            raise Corrupt("its bytes failed their check: store it again", row.digest)
+        descriptor = self._context.files.open(row.digest, block.generation)
+        if descriptor is None:
+            self._forget_if_lost(inode, row, block)
+            return None
+        try:
+            is_good = os.fstat(descriptor).st_size == block.size or block.codec is not Codec.RAW
+            if is_good and salt:
+                is_good = self._trust.check(row.digest, block, salt, descriptor)
+            elif not is_good:
+                self._trust.condemn(row.digest, block)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if not is_good:
+            os.close(descriptor)
+            return None
+        self._access.note(inode, self._context.now_s())
+        return ReadView(entry, descriptor, block.codec)
+
+    def _forget_if_lost(self, inode: int, row: InodeRow, block: BlockRow) -> None:
+        """The file was not there: if the row still names it, it is lost, not evicted."""
+        if self._context.is_read_only:
+            return
+        with self._index.read() as txn:
+            now = txn.block(row.digest)
+        if now is not None and now.generation == block.generation and not now.is_bad:
+            self._trust.condemn(row.digest, now)
+
+    def _is_live(self, inode: int, row: InodeRow) -> bool:
+        """Return whether the row is unexpired, counting notes not yet written."""
+        if not row.expires_at_s or row.expires_at_s > self._context.now_s():
+            return True
+        access = self._access
+        expires = access.expires_at_s(inode, row.expires_at_s, row.ttl_s, row.is_sliding)
+        return expires > self._context.now_s()
+
+    def _absent(self, place: Place) -> NotFound:
+        if isinstance(place, ChildName):
+            return NotFound(f"{str(place)!r} does not exist")
+        with self._index.read() as txn:
+            try:
+                find_namespace(txn, place.namespace)
+            except NotFound as error:
+                return error
+        return NotFound(f"{str(place)!r} does not exist")
+
+    def list_objects(
+        self, namespace: bytes, *, prefix: bytes, delimiter: bytes, after: bytes, limit: int
+    ) -> ListPage:
+        """Return one page of a namespace's keys. Raises: NamespaceNotFound."""
+        with self._index.read() as txn:
+            _, inode = find_namespace(txn, namespace)
+            return list_page(
+                txn,
+                inode,
+                prefix=prefix,
+                delimiter=delimiter,
+                after=after,
+                limit=limit,
+                is_live=self._is_live,
+            )
+
+    def read_directory(self, inode: int, *, after: bytes, limit: int) -> list[DirectoryChild]:
+        """Return the mount's view of a directory. Raises: NotFound, NotADirectory."""
+        with self._index.read() as txn:
+            tree.directory_row(txn, inode)
+            return read_children(txn, inode, after=after, limit=limit)
+
+    def find_namespace(self, name: bytes) -> Namespace | None:
+        """Return the bucket called `name`, or None."""
+        with self._index.read() as txn:
+            try:
+                namespace_id, _ = find_namespace(txn, name)
+            except NotFound:
+                return None
+            row = txn.namespace(namespace_id)
+        if row is None:
+            return None
+        return Namespace(
+            namespace_id, name, row.inode, row.created_ns, row.object_count, row.logical_bytes,
+            row.quota_bytes, row.quota_objects, row.default_ttl_s, row.attributes,
+        )  # fmt: skip

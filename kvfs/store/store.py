@@ -1,0 +1,460 @@
+"""`Store`: the one API that the mount, the gateway, the tools and Python programs share.
+
+Owns nothing but the wiring of its parts; each method says what the caller must know and hands on.
+Synchronous and thread-safe: LMDB and file calls block anyway, engines' connectors are threads, and
+one code path gets all the tests (docs/adr/0001). Event loops call through kvfs/aio.py; the lookups
+(find, stat, find_child, stat_inode, list_objects, read_directory) take microseconds and may run
+inline. Any number of processes may have one store open; open it after forking, never before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kvfs.errors import NotFound
+from kvfs.index.lmdb_index import WriteTransaction
+from kvfs.index.schema import entry_of
+from kvfs.model import (
+    ROOT_INODE,
+    ROOT_NAMESPACE,
+    AttributeChange,
+    ChildName,
+    DirectoryChild,
+    Durability,
+    Entry,
+    ListPage,
+    Namespace,
+    NamespaceId,
+    ObjectPath,
+    Place,
+    PutOptions,
+    StoreUsage,
+)
+from kvfs.store.access_times import AccessTimes
+from kvfs.store.context import StoreContext
+from kvfs.store.epoch import Epoch
+from kvfs.store.housekeeping import Housekeeping, SweepReport
+from kvfs.store.maintenance import Maintenance, Step
+from kvfs.store.names import Names, RenameMode
+from kvfs.store.namespaces import Namespaces
+from kvfs.store.objects import TrashKey, add_name, check_condition, resolve_target
+from kvfs.store.publisher import Publisher
+from kvfs.store.reader import Reader, ReadView
+from kvfs.store.space import Space
+from kvfs.store.staging import Staging
+from kvfs.store.trash import Trash
+from kvfs.store.trust import Trust
+
+COPY_PIECE = 8 << 20
+
+SYNC_EVERY_S = 5.0
+"""At `cache` this is what a power loss can turn into misses."""
+FLUSH_EVERY_S = 10.0
+EXPIRE_EVERY_S = 10.0
+EXPIRE_LIMIT = 1000
+
+
+class Store:
+    """One open store; see open_store(). A context manager."""
+
+    def __init__(
+        self, context: StoreContext, epoch: Epoch, *, background: bool, is_first: bool
+    ) -> None:
+        """Use open_store(). is_first: nobody else had it open, so every old grant is dead."""
+        self._context = context
+        self._epoch = epoch
+        self._close_lock = threading.Lock()
+        self._is_closed = False
+        self._access = AccessTimes(context)
+        self._trust = Trust(context)
+        self._trash = Trash(context, has_background=background)
+        self._housekeeping = Housekeeping(context, self._access, self._trash)
+        self._space = Space(context, self._housekeeping.evict)
+        self._reader = Reader(context, self._access, self._trust)
+        self._publisher = Publisher(context, self._space, self._trash, self._trust)
+        self._names = Names(context, self._trash)
+        self._namespaces = Namespaces(context)
+        self._maintenance: Maintenance | None = None
+        if is_first and not context.is_read_only:
+            self._space.reclaim_dead()
+        if background:
+            self._maintenance = self._start_maintenance(is_first)
+
+    # -- the store itself -----------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self._context.root
+
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledged write survives."""
+        return self._context.durability
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that block files and reservations may take."""
+        return self._context.capacity_bytes
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether every change is refused."""
+        return self._context.is_read_only
+
+    def usage(self) -> StoreUsage:
+        """Return the space as the index accounts for it."""
+        with self._context.index.read() as txn:
+            counters = txn.counters()
+            rows = [row for _, row in txn.namespaces()]
+        return StoreUsage(
+            self._context.capacity_bytes,
+            counters.resident,
+            counters.granted + counters.uploading,
+            sum(row.logical_bytes for row in rows),
+            sum(row.object_count for row in rows),
+            counters.block_count,
+        )
+
+    def flush(self) -> None:
+        """Write access times, empty the trash, and make everything committed survive power loss."""
+        if self._context.is_read_only:
+            return
+        self._access.flush()
+        self._trash.empty_waiting()
+        self._trust.sync()
+
+    def close(self) -> None:
+        """Flush and close; the last process out marks the stop as clean. Idempotent."""
+        with self._close_lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        if self._maintenance is not None:
+            self._maintenance.stop()
+        try:
+            if not self._context.is_read_only:
+                self._close_writable()
+        finally:
+            self._context.index.close()
+            self._context.files.close()
+            self._epoch.release()
+
+    def _close_writable(self) -> None:
+        with self._epoch.closing():
+            self.flush()
+            self._space.close()
+            self._context.index.sync()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- namespaces -----------------------------------------------------------------------------
+
+    def create_namespace(
+        self, name: bytes, *, mode: int = 0o755, uid: int = 0, gid: int = 0
+    ) -> Namespace:
+        """Add a bucket (first directory). Raises: AlreadyExists, InvalidName."""
+        self._namespaces.create(name, mode, uid, gid)
+        namespace = self._reader.find_namespace(name)
+        if namespace is None:
+            raise NotFound("the bucket was deleted while it was created")
+        return namespace
+
+    def find_namespace(self, name: bytes) -> Namespace | None:
+        """Return the bucket called `name`, or None."""
+        return self._reader.find_namespace(name)
+
+    def list_namespaces(self) -> list[Namespace]:
+        """Return every bucket, in byte order of the names."""
+        found = (self._reader.find_namespace(name) for name in self._namespaces.names())
+        return [namespace for namespace in found if namespace is not None]
+
+    def delete_namespace(self, name: bytes) -> None:
+        """Remove an empty bucket. Raises: NamespaceNotFound, NamespaceNotEmpty."""
+        self._namespaces.delete(name)
+
+    # -- looking up -----------------------------------------------------------------------------
+
+    def find(self, place: Place, *, touch: bool = False) -> Entry | None:
+        """Return the entry at `place`, or None (absent or expired).
+
+        An ObjectPath finds only the file of that literal key; a ChildName finds what the mount
+        shows (a directory wins over a file). touch: count it as an access (slides the TTL).
+        """
+        return self._reader.find(place, touch=touch)
+
+    def stat(self, place: Place, *, touch: bool = False) -> Entry:
+        """Return the entry at `place`. Raises: NotFound, NamespaceNotFound."""
+        return self._reader.stat(place, touch=touch)
+
+    def find_many(self, paths: Sequence[ObjectPath]) -> list[Entry | None]:
+        """Return the entries of `paths` in their order, as of one moment."""
+        return self._reader.find_many(paths)
+
+    def find_child(self, parent: int, name: bytes, *, touch: bool = False) -> Entry | None:
+        """Return what the mount shows under `name` in directory `parent`, or None."""
+        return self._reader.find(ChildName(parent, name), touch=touch)
+
+    def stat_inode(self, inode: int) -> Entry | None:
+        """Return the entry of an inode, or None."""
+        return self._reader.stat_inode(inode)
+
+    def touch(self, inode: int) -> None:
+        """Count an access to `inode` (in memory; written in batches)."""
+        self._access.note(inode, self._context.now_s())
+
+    def list_objects(
+        self,
+        namespace: bytes,
+        *,
+        prefix: bytes = b"",
+        delimiter: bytes = b"",
+        after: bytes = b"",
+        limit: int = 1000,
+    ) -> ListPage:
+        """Return one page of a namespace's keys in byte order, `after` excluded.
+
+        after: a key or a common prefix. A page may be shorter than `limit` and still be truncated
+        (it examines a bounded number of names). Raises: NamespaceNotFound.
+        """
+        return self._reader.list_objects(
+            namespace, prefix=prefix, delimiter=delimiter, after=after, limit=limit
+        )
+
+    def read_directory(
+        self, inode: int, *, after: bytes = b"", limit: int = 1000
+    ) -> list[DirectoryChild]:
+        """Return the mount's view of a directory behind cursor `after`.
+
+        Raises: NotFound, NotADirectory.
+        """
+        return self._reader.read_directory(inode, after=after, limit=limit)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def open_read(self, place: Place) -> ReadView:
+        """Open an object's bytes; counts as an access.
+
+        A block that an unclean stop left in doubt is hashed first, once; a bad one is quarantined
+        and raises NotFound or Corrupt: wrong bytes are never returned (I1).
+        Raises: NotFound, NamespaceNotFound, IsADirectory, Corrupt, Unavailable.
+        """
+        return self._reader.open_read(place)
+
+    def open_inode(self, inode: int) -> ReadView:
+        """Open an object's bytes by its inode. Raises: as open_read."""
+        return self._reader.open_inode(inode)
+
+    def get(self, place: Place) -> bytes:
+        """Return a whole object (one copy). Raises: as open_read."""
+        with self.open_read(place) as view:
+            return view.read_all()
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def stage(
+        self, namespace_id: NamespaceId = ROOT_NAMESPACE, *, size_bytes: int | None = None
+    ) -> Staging:
+        """Return a private file to write to, its space reserved (all of a known size at once).
+
+        When the store is full, a bounded number of old objects is evicted first.
+        Raises: NoSpace, TooLarge, Unavailable.
+        """
+        return Staging(self._context.files, self._space, namespace_id, size_bytes)
+
+    def publish(self, staging: Staging, place: Place, options: PutOptions | None = None) -> Entry:
+        """Make a staging file the object at `place`: the only way in; all or nothing.
+
+        An ObjectPath implies its parent directories; a ChildName needs its parent. Replacing is
+        atomic, and readers of the old object keep its bytes. The staging file is consumed,
+        whatever happens. Equal bytes in one namespace are stored once.
+        Raises: NamespaceNotFound, NotFound, AlreadyExists, PreconditionFailed, IsADirectory,
+        InvalidName, NoSpace, Unavailable.
+        """
+        return self._publisher.publish(staging, place, options or PutOptions())
+
+    def put(
+        self, place: Place, data: bytes | memoryview, options: PutOptions | None = None
+    ) -> Entry:
+        """Store `data` at `place` (one copy, into the page cache). Raises: as stage and publish."""
+        staging = self.stage(size_bytes=len(data))
+        try:
+            staging.write(data)
+        except BaseException:
+            staging.close()
+            raise
+        return self.publish(staging, place, options)
+
+    def copy(self, source: Place, target: ObjectPath, options: PutOptions | None = None) -> Entry:
+        """Give an object's bytes a second name: a row within a namespace, a byte copy across.
+
+        options: None = the source's attributes, times and lifetime.
+        Raises: NotFound, NamespaceNotFound, IsADirectory, and as publish.
+        """
+        with self.open_read(source) as view:
+            entry = view.entry
+            if options is None:
+                options = _options_of(entry)
+            copied = self._context.commit(lambda txn: self._copy_row(txn, entry, target, options))
+            if copied is not None:
+                self._trash.add(copied[1])
+                return copied[0]
+            staging = self.stage(size_bytes=view.size)
+            try:
+                for offset in range(0, view.size, COPY_PIECE):
+                    staging.write(view.pread(offset, COPY_PIECE))
+            except BaseException:
+                staging.close()
+                raise
+        return self.publish(staging, target, options)
+
+    def _copy_row(
+        self, txn: WriteTransaction, entry: Entry, place: ObjectPath, options: PutOptions
+    ) -> tuple[Entry, list[TrashKey]] | None:
+        """Add a row that shares the block; None where bytes must be copied."""
+        now_ns = self._context.clock.now_ns()
+        target = resolve_target(txn, place)
+        check_condition(txn, target, options.condition, now_ns // 1_000_000_000)
+        block = txn.block(entry.digest) if entry.digest else None
+        if entry.is_mutable or target.namespace_id != entry.namespace_id:
+            return None
+        if entry.digest:
+            if block is None or not self._trust.is_usable(block):
+                return None
+            block.refs += 1
+            txn.put_block(entry.digest, block)
+        namespace = txn.namespace(target.namespace_id)
+        default_ttl_s = namespace.default_ttl_s if namespace is not None else 0
+        row = self._publisher.row(options, entry.size, entry.digest, now_ns, default_ttl_s)
+        inode, trash = add_name(txn, target, row, self._context.files, now_ns)
+        return entry_of(inode, row), trash
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def delete(self, path: ObjectPath) -> Entry:
+        """Remove the file of a literal key; return what it was. Raises: NotFound."""
+        return self._names.delete(path)
+
+    def mkdir(self, place: ChildName, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Entry:
+        """Add a directory; in the root, a namespace. Raises: AlreadyExists, NotFound."""
+        if place.parent == ROOT_INODE:
+            return self._namespaces.create(place.name, mode, uid, gid)
+        return self._names.mkdir(place, mode, uid, gid)
+
+    def symlink(self, place: ChildName, target: bytes, *, uid: int = 0, gid: int = 0) -> Entry:
+        """Add a symbolic link. Raises: AlreadyExists, NotFound, InvalidArgument."""
+        return self._names.symlink(place, target, uid, gid)
+
+    def link(self, inode: int, place: ChildName) -> Entry:
+        """Add a hard link. Raises: AlreadyExists, NotFound, CrossNamespace, IsADirectory."""
+        return self._names.link(inode, place)
+
+    def unlink(self, place: ChildName) -> Entry:
+        """Remove a file or symlink; return what it was. Raises: NotFound, IsADirectory."""
+        return self._names.unlink(place)
+
+    def rmdir(self, place: ChildName) -> None:
+        """Remove an empty directory; in the root, its namespace.
+
+        Raises: NotFound, NotADirectory, DirectoryNotEmpty.
+        """
+        entry = self.find(place) if place.parent == ROOT_INODE else None
+        self._names.rmdir(place)
+        if entry is not None and entry.is_directory:
+            self._namespaces.forget(entry.namespace_id)
+
+    def rename(
+        self, source: ChildName, target: ChildName, *, mode: RenameMode = RenameMode.REPLACE
+    ) -> None:
+        """Move a name, atomically replacing the target. Raises: see Names.rename."""
+        entry = self.find(source) if source.parent == ROOT_INODE else None
+        if entry is None or not entry.is_directory:
+            self._names.rename(source, target, mode)
+            return
+        if source.name == target.name or self.is_read_only:
+            self._names.rename(source, target, mode)
+            return
+        self._rename_namespace(entry.namespace_id, source, target, mode)
+
+    def _rename_namespace(
+        self, namespace_id: NamespaceId, source: ChildName, target: ChildName, mode: RenameMode
+    ) -> None:
+        touched = {namespace_id: target.name}
+        other = self.find(target)
+        if other is not None and other.is_directory:
+            touched[other.namespace_id] = source.name if mode is RenameMode.EXCHANGE else b""
+        for each in touched:
+            self._namespaces.rename_saved(each, b"")
+        try:
+            self._names.rename(source, target, mode)
+        except BaseException:
+            touched[namespace_id] = source.name
+            if other is not None and other.is_directory:
+                touched[other.namespace_id] = target.name
+            raise
+        finally:
+            for each, name in touched.items():
+                if name:
+                    self._namespaces.rename_saved(each, name)
+                else:
+                    self._namespaces.forget(each)
+
+    def set_attributes(self, inode: int, change: AttributeChange) -> Entry:
+        """Change mode, owner, times, lifetime, pin or extended attributes.
+
+        Raises: NotFound, AlreadyExists (attribute), InvalidArgument.
+        """
+        return self._names.set_attributes(inode, change)
+
+    # -- lifecycle ------------------------------------------------------------------------------
+
+    def expire(self, limit: int = EXPIRE_LIMIT) -> int:
+        """Remove up to `limit` objects whose lifetime is over; return how many."""
+        return self._housekeeping.expire(limit)
+
+    def evict(self, wanted_bytes: int) -> int:
+        """Evict least recently used objects for `wanted_bytes`; return the bytes freed.
+
+        Bounded: at most 500 objects a call. Hard-pinned objects stay (I5).
+        """
+        return self._housekeeping.evict(wanted_bytes)
+
+    def empty_trash(self) -> int:
+        """Unlink every file waiting for it, dead processes' included; return the bytes freed."""
+        return self._trash.empty_table()
+
+    def sweep(self) -> SweepReport:
+        """Remove block and staging files that crashed writers left. Walks all files."""
+        return self._housekeeping.sweep()
+
+    def _start_maintenance(self, is_first: bool) -> Maintenance:
+        steps = [
+            Step("trash", 1.0, self._trash.empty_waiting),
+            Step("sync", SYNC_EVERY_S, self._trust.sync),
+            Step("access times", FLUSH_EVERY_S, self._access.flush),
+            Step("expiry", EXPIRE_EVERY_S, self.expire),
+            Step("space", FLUSH_EVERY_S, self._space.trim),
+            Step("readers", 60.0, self._context.index.free_dead_readers),
+        ]
+        at_start = [Step("old trash", 0, self.empty_trash)]
+        if is_first:
+            at_start.append(Step("orphans", 0, self.sweep))
+        maintenance = Maintenance(self._context.clock, steps, at_start)
+        maintenance.start()
+        return maintenance
+
+
+def _options_of(entry: Entry) -> PutOptions:
+    options = PutOptions(
+        mode=entry.mode, uid=entry.uid, gid=entry.gid, attributes=entry.attributes,
+        ttl_s=entry.ttl_s, is_sliding=entry.is_sliding, ttl_class=entry.ttl_class,
+        priority=entry.priority, pin=entry.pin,
+    )  # fmt: skip
+    return replace(options, etag=entry.etag) if len(entry.etag) == 32 else options

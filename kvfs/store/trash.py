@@ -1,0 +1,93 @@
+"""Block files that no row names any more: unlinked outside every transaction.
+
+Owns the `trash` table's way out. A delete commits with the file named in `trash`; then the file is
+unlinked; then a second transaction clears the row and only now frees its bytes (I4). A crash in
+between leaves a row, and the next `empty` finishes it: unlinking twice does no harm, because names
+carry generations and are never used again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from functools import partial
+from itertools import islice
+
+from kvfs.errors import KvfsError
+from kvfs.index.lmdb_index import WriteTransaction
+from kvfs.index.schema import pack_u64
+from kvfs.model import Digest
+from kvfs.store.context import StoreContext
+from kvfs.store.objects import TrashKey
+
+BATCH = 64
+"""Files between two clearing transactions."""
+MAX_WAITING = 64
+"""Without a background thread the deleting thread empties the trash itself from here on."""
+
+
+class Trash:
+    """Files waiting to be unlinked. Thread-safe."""
+
+    def __init__(self, context: StoreContext, *, has_background: bool) -> None:
+        self._context = context
+        self._has_background = has_background
+        self._waiting: deque[TrashKey] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, keys: list[TrashKey]) -> None:
+        """Take over files that a committed transaction put into `trash`."""
+        self._waiting.extend(keys)
+        if len(self._waiting) >= MAX_WAITING and not self._has_background:
+            self.empty_waiting()
+
+    def empty_waiting(self) -> int:
+        """Unlink what this process deleted; return the bytes freed."""
+        freed = 0
+        while True:
+            with self._lock:
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            if not batch:
+                return freed
+            freed += self._remove(batch)
+
+    def empty_table(self, limit: int = 1 << 62) -> int:
+        """Unlink whatever any process, dead ones too, left in the table; return the bytes freed."""
+        freed = 0
+        while limit > 0:
+            with self._context.index.read() as txn:
+                keys = list(islice(txn.keys("trash"), min(BATCH, limit)))
+            removed = self._remove([_parse(key) for key in keys])
+            if not keys or not removed:
+                return freed + removed
+            freed += removed
+            limit -= len(keys)
+        return freed
+
+    def _remove(self, keys: list[TrashKey]) -> int:
+        gone = []
+        for digest, generation in keys:
+            try:
+                self._context.files.unlink(digest, generation)
+            except KvfsError:
+                continue  # one file that cannot go must not stop the others; the row stays
+            gone.append((digest, generation))
+        if not gone:
+            return 0
+        return self._context.commit(partial(_clear, keys=gone))
+
+
+def _clear(txn: WriteTransaction, keys: list[TrashKey]) -> int:
+    freed = 0
+    for digest, generation in keys:
+        key = digest + pack_u64(generation)
+        stored = int.from_bytes(txn.get("trash", key) or b"", "little")
+        if txn.delete("trash", key):
+            freed += stored
+            txn.counters().trash_count -= 1
+    txn.counters().resident -= freed
+    return freed
+
+
+def _parse(key: bytes) -> TrashKey:
+    return Digest(key[:32]), int.from_bytes(key[32:40], "big")
