@@ -35,8 +35,8 @@ install: system $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=24.2"
-	$(BIN)/python -m pip install --quiet --editable ".[fuse,gateway,tier,test]"
+	$(BIN)/python -m pip install -qq --upgrade "pip>=24.2"
+	$(BIN)/python -m pip install -qq --editable ".[fuse,gateway,tier,test]"
 	@touch $@
 
 install-engines: install $(ENGINES_VENV)/.installed
@@ -45,10 +45,10 @@ install-engines: install $(ENGINES_VENV)/.installed
 # lmcache itself asks for CUDA wheels, so it goes in without its dependencies.
 $(ENGINES_VENV)/.installed: tests/engines/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(ENGINES_VENV)
-	$(ENGINES_VENV)/bin/python -m pip install --quiet --upgrade "pip>=24.2"
-	$(ENGINES_VENV)/bin/python -m pip install --quiet torch==2.13.0
-	$(ENGINES_VENV)/bin/python -m pip install --quiet --no-deps lmcache==0.5.6
-	$(ENGINES_VENV)/bin/python -m pip install --quiet --requirement tests/engines/requirements.txt
+	$(ENGINES_VENV)/bin/python -m pip install -qq --upgrade "pip>=24.2"
+	$(ENGINES_VENV)/bin/python -m pip install -qq torch==2.13.0
+	$(ENGINES_VENV)/bin/python -m pip install -qq --no-deps lmcache==0.5.6
+	$(ENGINES_VENV)/bin/python -m pip install -qq --requirement tests/engines/requirements.txt
 	@touch $@
 
 up: install
@@ -72,7 +72,7 @@ soak: install
 	$(PYTEST) --soak -m soak $(SUITES) tests/engines
 
 bench: install
-	$(BIN)/python -m bench.report
+	$(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) $(ENGINES_VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, int], ...] = (
     ("kvfs.clock", 0),
     ("kvfs.config", 1),
     ("kvfs.metrics", 1),
+    ("kvfs.format", 1),
     ("kvfs.engine_keys", 2),
     ("kvfs.codec*", 2),
     ("kvfs.policy*", 2),
@@ -67,8 +68,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "datetime": ("kvfs_gateway.*", "kvfs_tools.*"),
     "random": (),
     "secrets": (),
-    "importlib": ("kvfs_tools.cli",),
-    "tomllib": ("kvfs.config", "kvfs.open_store"),
+    "importlib": ("kvfs_tools.cli", "kvfs_tools.doctor"),
+    "tomllib": ("kvfs.config", "kvfs.format"),
 }
 
 # Facts about the outside that the S3 protocol core must not know: it gets bytes and gives events.
@@ -210,7 +211,8 @@ def swallowing_handlers(module: Module) -> list[int]:
 
 def test_everything_is_caught_only_at_the_two_edges() -> None:
     found = {m.name: lines for m in modules() if (lines := swallowing_handlers(m))}
-    edges = {"kvfs.filesystem": 1, "kvfs_gateway.server": 1}
+    # The committer hands each error to the thread that waits for it, where it is raised again.
+    edges = {"kvfs.filesystem": 1, "kvfs_gateway.server": 1, "kvfs.index.committer": 2}
     strays = {name for name in found if not name.startswith(tuple(edges))}
     assert not strays, f"except Exception away from the edges: {strays}"
     for edge, most in edges.items():
