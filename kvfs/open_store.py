@@ -79,6 +79,7 @@ def init_store(
     context.index.close()
     context.files.close()
     write_format(root, format_)
+    Epoch(root).mark_clean()
     return format_
 
 

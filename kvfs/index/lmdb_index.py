@@ -22,6 +22,7 @@ import lmdb
 
 from kvfs.errors import IndexFull, StoreDamaged, Unavailable
 from kvfs.index.schema import (
+    NAMESPACE_PREFIX,
     TABLES,
     BlockRow,
     InodeRow,
@@ -114,13 +115,13 @@ class ReadTransaction:
 
     def namespace(self, namespace_id: NamespaceId) -> NamespaceRow | None:
         """Return a working copy of the namespace's row."""
-        raw = self._txn.get(pack_namespace_key(namespace_id), db=self._index.namespaces)
+        raw = self._txn.get(pack_namespace_key(namespace_id), db=self._index.meta)
         return None if raw is None else unpack_namespace(raw)
 
     def namespaces(self) -> Iterator[tuple[NamespaceId, NamespaceRow]]:
         """Yield every namespace."""
-        for key, raw in self._txn.cursor(self._index.namespaces):
-            yield NamespaceId(int.from_bytes(key, "big")), unpack_namespace(raw)
+        for key, raw in self.rows("meta", NAMESPACE_PREFIX):
+            yield NamespaceId(int.from_bytes(key[1:], "big")), unpack_namespace(raw)
 
     def children(self, parent: int, start: bytes = b"") -> Iterator[tuple[bytes, int, int]]:
         """Yield (piece, inode, kind) of the children whose piece is >= `start`, in byte order."""
@@ -202,7 +203,7 @@ class WriteTransaction(ReadTransaction):
         self._namespaces[namespace_id] = row
 
     def delete_namespace(self, namespace_id: NamespaceId) -> None:
-        self.delete("namespaces", pack_namespace_key(namespace_id))
+        self.delete("meta", pack_namespace_key(namespace_id))
         self._namespaces.pop(namespace_id, None)
 
     def allocate_inode(self) -> int:
@@ -280,7 +281,7 @@ class WriteTransaction(ReadTransaction):
         for namespace_id, row in self._namespaces.items():
             if row is not None:
                 key = pack_namespace_key(namespace_id)
-                self._txn.put(key, pack_namespace(row), db=self._index.namespaces)
+                self._txn.put(key, pack_namespace(row), db=self._index.meta)
 
 
 class LmdbIndex:
@@ -315,7 +316,6 @@ class LmdbIndex:
         self.dirents = self.tables["dirents"]
         self.inodes = self.tables["inodes"]
         self.blocks = self.tables["blocks"]
-        self.namespaces = self.tables["namespaces"]
         self.meta = self.tables["meta"]
         self._begin = self._env.begin
 

@@ -2,10 +2,8 @@
 
 Owns the question "may a daemon open this data.mdb?" after an unclean stop. A truncated or torn
 LMDB file does not raise: it is a SIGBUS in whoever touches the page. So the meta pages are parsed
-without LMDB first (a file shorter than they say is bad), and then a child walks every page: `lmdb verify`
-for small files, a compacting copy to nowhere for large ones (0.75 s a million objects).
-
-Run: python -m kvfs.index.probe DIRECTORY; exit status 0 = good, anything else (a signal too) = bad.
+without LMDB first (a file shorter than they say is bad), and then a child (page_walk.py) reads
+every page.
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lmdb
+from kvfs.errors import Unavailable
+from kvfs.index import page_walk
 
-VERIFY_UP_TO = 32 << 20
-"""Full verification is pure Python: 13 s a million objects, 0.5 s for so many bytes."""
 TIMEOUT_S = 120.0
 
 _META = struct.Struct("<IIQQ")
@@ -31,13 +28,17 @@ _DB_RECORD = 48
 
 
 def is_index_readable(directory: Path) -> bool:
-    """Return whether a daemon may open the index in `directory`; an absent one is good (empty)."""
+    """Return whether a daemon may open the index in `directory`; an absent one is good (empty).
+
+    Raises: Unavailable (the child could not look at all; that says nothing about the index).
+    """
     data = directory / "data.mdb"
     if not data.exists():
         return True
     if not metas_fit(data):
         return False
-    command = [sys.executable, "-m", "kvfs.index.probe", str(directory)]
+    # By path and with -P: the child needs lmdb alone, and no module of the caller's directory.
+    command = [sys.executable, "-P", page_walk.__file__, str(directory)]
     try:
         done = subprocess.run(
             command,
@@ -47,9 +48,13 @@ def is_index_readable(directory: Path) -> bool:
             stderr=subprocess.DEVNULL,
             check=False,
         )
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise Unavailable(f"the index could not be checked ({error}): retry") from error
+    if done.returncode == 0:
+        return True
+    if done.returncode == page_walk.BAD or done.returncode < 0:
         return False
-    return done.returncode == 0
+    raise Unavailable(f"the index could not be checked (status {done.returncode}): retry")
 
 
 def metas_fit(data: Path) -> bool:
@@ -82,42 +87,3 @@ def _read_meta(page: bytes) -> tuple[int, int, int] | None:
     if page_size < 512 or page_size & (page_size - 1):
         return None
     return last_page, transaction, page_size
-
-
-def walk(directory: Path) -> None:
-    """Touch every page of the index; raises or dies if one is bad. Child process only."""
-    environment = lmdb.open(
-        str(directory), readonly=True, lock=False, max_dbs=32, map_size=64 << 30, create=False
-    )
-    with open(os.devnull, "wb") as nowhere:
-        environment.copyfd(nowhere.fileno(), compact=True)
-    with environment.begin() as txn:
-        for name, _ in txn.cursor():
-            table = environment.open_db(name, txn=txn, create=False)
-            claimed = txn.stat(table)["entries"]
-            if (directory / "data.mdb").stat().st_size <= VERIFY_UP_TO:
-                counted = sum(1 for _ in txn.cursor(table))
-                assert counted == claimed, "a table holds as many rows as it says"
-    environment.close()
-
-
-def main() -> int:
-    """Probe the directory named on the command line."""
-    directory = Path(sys.argv[1])
-    if (directory / "data.mdb").stat().st_size <= VERIFY_UP_TO:
-        done = subprocess.run(
-            [sys.executable, "-m", "lmdb", "verify", "-e", str(directory)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode != 0:
-            return 1
-    walk(directory)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

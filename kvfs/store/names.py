@@ -394,7 +394,8 @@ def label_of(row: InodeRow, published_ns: int, path: bytes) -> BlockLabel:
     """Return the rebuild label of a row under `path`."""
     return BlockLabel(
         row.namespace_id, published_ns, row.mtime_ns, row.size, Codec.RAW, row.mode,
-        row.uid, row.gid, row.priority, row.pin, row.expires_at_s, row.ttl_s, row.ttl_class, row.is_sliding, row.etag, path,
+        row.uid, row.gid, row.priority, row.pin, row.expires_at_s, row.ttl_s,
+        row.ttl_class, row.is_sliding, row.etag, path,
     )  # fmt: skip
 
 

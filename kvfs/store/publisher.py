@@ -107,7 +107,8 @@ class Publisher:
         row = self.row(options, 0, NO_DIGEST, now_ns, namespace.default_ttl_s)
         label = BlockLabel(
             target.namespace_id, now_ns, row.mtime_ns, size, Codec.RAW, row.mode,
-            row.uid, row.gid, row.priority, row.pin, row.expires_at_s, row.ttl_s, row.ttl_class, row.is_sliding, row.etag, path,
+            row.uid, row.gid, row.priority, row.pin, row.expires_at_s, row.ttl_s,
+        row.ttl_class, row.is_sliding, row.etag, path,
         )  # fmt: skip
         return namespace.salt, label
 

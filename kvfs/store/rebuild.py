@@ -1,10 +1,10 @@
 """Index snapshots, and a new index from block files when the old one is lost.
 
 Owns the rule of what may come back: a block file whose label shows a name that is certainly
-current. A label's name is cleared before that name is dropped or changed, so a label with a name was current
-at the crash, except below a moved directory (directory_moves.py). Attributes and further names of a
-block come from the snapshot where it agrees with the label. Everything else is forgotten: a cache
-may forget, and guessing gave a wrong name in 8,870 of 20,000 random histories.
+current. A label's name is cleared before that name is dropped or changed, so a label with a name
+was current at the crash, except below a moved directory (directory_moves.py). Attributes come from
+the snapshot where it agrees with the label. Everything else is forgotten: a cache may forget, and
+guessing gave a wrong name in 8,870 of 20,000 random histories.
 
 Holds: every recovered block is suspect, so its bytes are hashed before they are served (I1).
 """

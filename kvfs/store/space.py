@@ -1,7 +1,7 @@
 """Capacity by reservation: resident + reserved <= capacity, always, across processes (I4).
 
-Owns the `grants` rows and the lease files. A process draws an allowance (about 1 % of capacity,
-at most 256 MiB, the exact need when short) into its row in `grants`, hands pieces of it to writers
+Owns the grants in `meta` and the lease files. A process draws an allowance (about 1 % of capacity,
+at most 256 MiB, the exact need when short) into its row, hands pieces of it to writers
 from memory, and publish moves the bytes from granted to resident in its own transaction. A process
 that died leaves its row; whoever is short takes it back, because the dead one's lease file is no
 longer flocked (127 SIGKILLs, 25,400 checks in the prototype: 0 violations).
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kvfs.errors import NoSpace
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
+from kvfs.index.schema import GRANT_PREFIX
 from kvfs.store.context import StoreContext
 
 MAX_ALLOWANCE = 256 << 20
@@ -103,7 +104,8 @@ class Space:
     def reclaim_dead(self) -> int:
         """Take back the grants of processes that died; return the bytes."""
         with self._context.index.read() as txn:
-            others = [key for key in txn.keys("grants") if key != self._lease_id]
+            others = [key[1:] for key in txn.keys("meta", GRANT_PREFIX)]
+        others = [lease_id for lease_id in others if lease_id != self._lease_id]
         return sum(self._reclaim(lease_id) for lease_id in others)
 
     def _draw(self, need: int) -> None:
@@ -141,7 +143,7 @@ class Space:
     def _add(self, txn: WriteTransaction, length: int) -> None:
         held = _read_grant(txn, self._lease_id) + length
         assert held >= 0, "a process spends only what it was granted (I4)"
-        txn.put_count("grants", self._lease_id, held)
+        txn.put_count("meta", GRANT_PREFIX + self._lease_id, held)
         txn.counters().granted += length
 
     def _reclaim(self, lease_id: bytes) -> int:
@@ -170,12 +172,12 @@ def available_bytes(txn: ReadTransaction, capacity_bytes: int) -> int:
 
 
 def _read_grant(txn: ReadTransaction, lease_id: bytes) -> int:
-    return int.from_bytes(txn.get("grants", lease_id) or b"", "little")
+    return int.from_bytes(txn.get("meta", GRANT_PREFIX + lease_id) or b"", "little")
 
 
 def _drop_grant(txn: WriteTransaction, lease_id: bytes) -> int:
     held = _read_grant(txn, lease_id)
-    if txn.delete("grants", lease_id):
+    if txn.delete("meta", GRANT_PREFIX + lease_id):
         txn.counters().granted -= held
     return held
 
