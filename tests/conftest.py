@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 KVFS_LOGGERS = ("kvfs", "kvfs_gateway", "kvfs_tools")
 
@@ -15,6 +16,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", action="store_true", default=False, help="run the long tests (marker: soak)"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Bound what Hypothesis tries; the long profile comes with --soak.
+
+    No deadline (a busy machine is no bug) and no example database (a run leaves nothing behind).
+    A test that costs more than a millisecond an example takes its share of `max_examples`.
+    """
+    quiet = (HealthCheck.too_slow, HealthCheck.data_too_large)
+    for name, count in (("bounded", 100), ("long", 5000)):
+        settings.register_profile(
+            name, deadline=None, database=None, max_examples=count, suppress_health_check=quiet
+        )
+    settings.load_profile("long" if config.getoption("--soak") else "bounded")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from kvfs.index.lmdb_index import ReadTransaction
 from kvfs.index.schema import InodeRow, entry_of, split_pieces
-from kvfs.index.tree import CONTINUATION, DIRECTORY, FILE
+from kvfs.index.tree import CONTINUATION, DIRECTORY, FILE, SYMLINK
 from kvfs.model import (
     MAX_KEY_LENGTH,
     MAX_MOUNT_NAME_LENGTH,
@@ -107,7 +107,7 @@ def list_page(
         key, inode, kind = step
         row = txn.inode(inode) if kind != CONTINUATION else None
         common = _common_prefix(key, prefix, delimiter)
-        if kind == FILE:
+        if kind in (FILE, SYMLINK):
             examined = key
         if kind == DIRECTORY and row is not None and row.size == 0:
             walk.skip()

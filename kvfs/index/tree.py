@@ -19,6 +19,7 @@ from kvfs.model import MAX_DEPTH, ROOT_INODE, Kind, NamespaceId
 
 FILE = int(Kind.FILE)
 DIRECTORY = int(Kind.DIRECTORY)
+SYMLINK = int(Kind.SYMLINK)
 CONTINUATION = int(Kind.CONTINUATION)
 
 
