@@ -38,10 +38,11 @@ from kvfs.index.schema import (
     pack_u64,
     unpack_block,
     unpack_dirent,
+    unpack_entry,
     unpack_inode,
     unpack_namespace,
 )
-from kvfs.model import Digest, Durability, NamespaceId
+from kvfs.model import ROOT_INODE, Digest, Durability, Entry, Kind, NamespaceId
 
 T = TypeVar("T")
 
@@ -52,6 +53,9 @@ MAX_READERS = 2048
 """Slots for reader threads of all processes; a SIGKILLed reader holds one until reader_check."""
 MAX_SPARE_TRANSACTIONS = 64
 """Cached read transactions: at least the threads that look up at once, or a get costs 2x."""
+
+ROOT_KEY = pack_u64(ROOT_INODE)
+FILE = int(Kind.FILE)
 
 _COUNTERS = struct.Struct("<QQQQQQQQQ")
 
@@ -327,6 +331,27 @@ class LmdbIndex:
         """
         with self.begin_read() as txn:
             yield ReadTransaction(self, txn)
+
+    def find_file(self, namespace: bytes, key: bytes) -> Entry | None:
+        """Return the file of a literal key: the hottest path, 4 gets for 3 components.
+
+        Only keys whose components all fit one piece; `tree.lookup` knows the others.
+        """
+        with self.begin_read() as txn:
+            # A dirent's value begins with the inode, little-endian: `found[7::-1]` is its key.
+            get = cast("_Rows", txn).get
+            dirents = self.dirents
+            found = get(ROOT_KEY + namespace + b"/", db=dirents)
+            *directories, name = key.split(b"/")
+            for directory in directories:
+                if found is None:
+                    return None
+                found = get(found[7::-1] + directory + b"/", db=dirents)
+            found = None if found is None else get(found[7::-1] + name, db=dirents)
+            if found is None or found[8] != FILE:
+                return None
+            raw = get(found[7::-1], db=self.inodes)
+        return None if raw is None else unpack_entry(int.from_bytes(found[:8], "little"), raw)
 
     def begin_read(self) -> lmdb.Transaction:
         """Return a bare read transaction (a context manager), for the hottest path."""

@@ -193,6 +193,25 @@ def entry_of(inode: int, row: InodeRow) -> Entry:
     )  # fmt: skip
 
 
+def unpack_entry(inode: int, raw: bytes) -> Entry:
+    """Return `entry_of(inode, unpack_inode(raw))` in one step: half the time of a lookup was spent
+    on the working copy in between."""
+    (
+        kind, flags, mode, uid, gid, namespace_id, size, mtime_ns, ctime_ns, accessed_s,
+        expires_at_s, ttl_s, ttl_class, priority, pin, nlink, parent, name_length, etag_length,
+    ) = _INODE.unpack_from(raw)  # fmt: skip
+    if kind != Kind.FILE or etag_length or len(raw) != _INODE.size + 32 + name_length:
+        return entry_of(inode, unpack_inode(raw))
+    name_at = _INODE.size + 32
+    digest = raw[_INODE.size : name_at]
+    return Entry(
+        inode, Kind.FILE, namespace_id, mode, uid, gid, size, mtime_ns, ctime_ns, accessed_s,
+        expires_at_s, ttl_s, ttl_class, flags & _IS_SLIDING != 0, priority, _PINS[pin], nlink,
+        Digest(digest), digest[:16].hex() + "-1", _NO_ATTRIBUTES, parent, raw[name_at:],
+        b"", flags & _IS_MUTABLE != 0,
+    )  # fmt: skip
+
+
 def derived_etag(row: InodeRow) -> str:
     """Return the opaque ETag of a row that stores none: it changes whenever the bytes do."""
     if row.digest:

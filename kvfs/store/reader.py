@@ -14,7 +14,7 @@ from kvfs.errors import Closed, Corrupt, IsADirectory, NotFound
 from kvfs.index import tree
 from kvfs.index.listing import list_page, read_children
 from kvfs.index.lmdb_index import ReadTransaction
-from kvfs.index.schema import BlockRow, InodeRow, entry_of
+from kvfs.index.schema import PIECE_LENGTH, BlockRow, InodeRow, entry_of
 from kvfs.model import (
     ChildName,
     Codec,
@@ -115,14 +115,21 @@ class Reader:
 
     def find(self, place: Place, *, touch: bool = False) -> Entry | None:
         """Return the entry at `place`, or None (absent or expired)."""
+        if isinstance(place, ObjectPath) and 0 < len(place.key) <= PIECE_LENGTH:
+            entry = self._index.find_file(place.namespace, place.key)
+        else:
+            entry = self._find_slowly(place)
+        if entry is None or (entry.expires_at_s and not self._is_live(entry.inode, entry)):
+            return None
+        if touch:
+            self._access.note(entry.inode, self._context.now_s())
+        return entry
+
+    def _find_slowly(self, place: Place) -> Entry | None:
         with self._index.read() as txn:
             inode = find_inode(txn, place)
             row = None if inode is None else txn.inode(inode)
-        if inode is None or row is None or not self._is_live(inode, row):
-            return None
-        if touch:
-            self._access.note(inode, self._context.now_s())
-        return entry_of(inode, row)
+        return None if inode is None or row is None else entry_of(inode, row)
 
     def find_many(self, paths: Sequence[ObjectPath]) -> list[Entry | None]:
         """Return the entries of `paths`, in their order, as of one moment."""
@@ -236,7 +243,7 @@ class Reader:
         if now is not None and now.generation == block.generation and not now.is_bad:
             self._trust.condemn(row.digest, now)
 
-    def _is_live(self, inode: int, row: InodeRow) -> bool:
+    def _is_live(self, inode: int, row: InodeRow | Entry) -> bool:
         """Return whether the row is unexpired, counting notes not yet written."""
         if not row.expires_at_s or row.expires_at_s > self._context.now_s():
             return True

@@ -91,6 +91,11 @@ class Store:
         return self._context.root
 
     @property
+    def context(self) -> StoreContext:
+        """The index and files underneath, for tools that check or rebuild them. Not for doors."""
+        return self._context
+
+    @property
     def durability(self) -> Durability:
         """What an acknowledged write survives."""
         return self._context.durability
