@@ -1,0 +1,285 @@
+"""Open files: private staging per writer, and when a close publishes it.
+
+Owns `WritingFile` (one private copy while somebody may write it), `SharedView` (one sealed file
+while somebody reads it), the handles the kernel holds, and the steps stage -> fill -> publish on
+the store.
+Refuses to know names' lookups, the kernel's inodes and transports.
+Must hold: bytes reach a name only through Store.publish (I2). A file is written only while its
+staging is private; after a publish the next write starts from a copy (I3). A writer whose write
+failed, or that was killed, publishes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+import trio
+
+from kvfs.errors import KvfsError
+from kvfs.filesystem.errno_map import errno_of
+from kvfs.filesystem.processes import Creator
+from kvfs.model import ChildName, Codec, Entry, NamespaceId, PutOptions
+from kvfs.store.store import ReadView, Staging, Store
+
+T = TypeVar("T")
+
+INLINE_BYTES = 64 * 1024
+"""Copies up to this size run on the loop: a thread costs about 60 us, the copy 10."""
+COPY_BYTES = 8 * 1024 * 1024
+
+
+class Crossing(Protocol):
+    """Runs a blocking call beside the loop."""
+
+    def __call__(self, call: Callable[..., T], *arguments: object) -> Awaitable[T]: ...
+
+
+@dataclass(slots=True, eq=False)
+class WritingFile:
+    """One file while it may be written.
+
+    `base` is the sealed file it started from or was last published as; `staging` the private copy,
+    made at the first change. Both None: an empty file that is already published.
+    """
+
+    place: ChildName | None
+    """Where it will be published; None once that name was removed."""
+    namespace_id: NamespaceId
+    creator: Creator
+    options: PutOptions
+    staging: Staging | None = None
+    base: ReadView | None = None
+    nodeid: int = 0
+    """The kernel's inode through which it is written."""
+    inode: int = 0
+    """The store's inode it is, or was opened from; 0 = none yet."""
+    is_hidden: bool = True
+    """Its name does not lead to it yet."""
+    is_shared: bool = False
+    """A lock file: one copy for all openers, published by any close."""
+    is_changed: bool = False
+    is_discarded: bool = False
+    has_twin: bool = False
+    failure: int = 0
+    """errno of the first write that failed: the close reports it and publishes nothing."""
+    openers: int = 0
+    writers: int = 0
+    sealed_at: tuple[int, int, int] | None = None
+    """Size, mtime and ctime of the block file when it was sealed under a transport that still holds
+    it open for writing; None where every write passes through us."""
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+    def size(self) -> int:
+        if self.staging is not None:
+            return os.fstat(self.staging.fd).st_size
+        return self.base.size if self.base is not None else 0
+
+
+@dataclass(slots=True, eq=False)
+class SharedView:
+    """One sealed file, open once for all its readers."""
+
+    view: ReadView
+    openers: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One open file description of the kernel."""
+
+    number: int
+    nodeid: int
+    is_writer: bool
+    writing: WritingFile | None = None
+    reading: SharedView | None = None
+
+
+class HandleTable:
+    """The handles of one mount."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, Handle] = {}
+        self._serial = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def add(
+        self,
+        nodeid: int,
+        *,
+        is_writer: bool,
+        writing: WritingFile | None = None,
+        reading: SharedView | None = None,
+    ) -> Handle:
+        handle = Handle(next(self._serial), nodeid, is_writer, writing, reading)
+        self._handles[handle.number] = handle
+        if writing is not None:
+            writing.openers += 1
+            writing.writers += is_writer
+        if reading is not None:
+            reading.openers += 1
+        return handle
+
+    def get(self, number: int) -> Handle:
+        """Return the handle. Raises: OSError EBADF."""
+        handle = self._handles.get(number)
+        if handle is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle
+
+    def remove(self, number: int) -> Handle:
+        handle = self.get(number)
+        del self._handles[number]
+        if handle.writing is not None:
+            handle.writing.openers -= 1
+            handle.writing.writers -= handle.is_writer
+        if handle.reading is not None:
+            handle.reading.openers -= 1
+        return handle
+
+
+class Writing:
+    """The steps on a WritingFile, each atomic under the file's lock."""
+
+    def __init__(self, store: Store, in_thread: Crossing) -> None:
+        self._store = store
+        self._in_thread = in_thread
+
+    async def begin_empty(self, writing: WritingFile) -> None:
+        """Give the file an empty staging: it will be published even if nothing is written."""
+        writing.staging = await self._in_thread(self._store.stage, writing.namespace_id)
+        writing.is_changed = True
+
+    async def read(self, writing: WritingFile, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes as the writer sees them."""
+        async with writing.lock:
+            source = writing.staging
+            if source is not None:
+                return await self._run(length, os.pread, source.fd, length, offset)
+            if writing.base is None and writing.inode and not writing.is_hidden:
+                writing.base = await self._in_thread(self._store.open_inode, writing.inode)
+            if writing.base is None:
+                return b""
+            return await self._run(length, writing.base.pread, offset, length)
+
+    async def write(self, writing: WritingFile, offset: int, data: bytes | memoryview) -> int:
+        """Write all of `data`; the first failure is remembered for close()."""
+        async with writing.lock:
+            try:
+                staging = await self._make_private(writing)
+                await self._run(len(data), staging.pwrite, data, offset)
+            except (KvfsError, OSError) as error:
+                writing.failure = writing.failure or errno_of(error)
+                raise
+            writing.is_changed = True
+            return len(data)
+
+    async def truncate(self, writing: WritingFile, size: int) -> None:
+        async with writing.lock:
+            if size == writing.size() and not writing.is_changed:
+                return
+            try:
+                staging = await self._make_private(writing, keep=size)
+                await self._in_thread(staging.truncate, size)
+            except (KvfsError, OSError) as error:
+                writing.failure = writing.failure or errno_of(error)
+                raise
+            writing.is_changed = True
+
+    async def sync(self, writing: WritingFile) -> None:
+        async with writing.lock:
+            if writing.staging is not None:
+                await self._in_thread(os.fdatasync, writing.staging.fd)
+
+    async def publish(self, writing: WritingFile) -> Entry | None:
+        """Make the file visible under its name; None if it has none. Caller holds `writing.lock`.
+
+        Whatever fails, nothing becomes visible and the file is finished.
+        """
+        staging = writing.staging
+        if staging is None or writing.place is None:
+            return None
+        options = writing.options
+        if not options.mtime_ns:
+            options = replace(options, mtime_ns=os.fstat(staging.fd).st_mtime_ns)
+        writing.staging = None
+        try:
+            entry = await self._in_thread(self._store.publish, staging, writing.place, options)
+        except (KvfsError, OSError) as error:
+            writing.failure = writing.failure or errno_of(error)
+            await self.discard(writing)
+            raise
+        self._close_base(writing)
+        writing.inode = entry.inode
+        writing.is_changed = writing.is_hidden = False
+        # A time set through the descriptor holds for what was written before it.
+        writing.options = replace(writing.options, mtime_ns=0)
+        return entry
+
+    async def discard(self, writing: WritingFile) -> None:
+        """Throw away what was written. Caller holds `writing.lock`."""
+        writing.is_discarded = True
+        writing.is_changed = False
+        staging, writing.staging = writing.staging, None
+        if staging is not None:
+            await self._in_thread(staging.close)
+
+    async def close(self, writing: WritingFile) -> None:
+        """The last handle is gone."""
+        async with writing.lock:
+            await self.discard(writing)
+            self._close_base(writing)
+
+    async def _make_private(self, writing: WritingFile, keep: int | None = None) -> Staging:
+        """Return the file's staging, filled from its base if it is new. Caller holds the lock."""
+        if writing.is_discarded:
+            raise OSError(writing.failure or errno.EIO, "the file was given up by its writer")
+        if writing.staging is not None:
+            return writing.staging
+        if writing.base is None and writing.inode:
+            writing.base = await self._in_thread(self._store.open_inode, writing.inode)
+        staging = await self._in_thread(self._store.stage, writing.namespace_id)
+        if writing.base is not None:
+            try:
+                await self._in_thread(fill, staging, writing.base, keep)
+            except BaseException:
+                staging.close()
+                raise
+        writing.staging = staging
+        return staging
+
+    async def _run(self, length: int, call: Callable[..., T], *arguments: object) -> T:
+        if length <= INLINE_BYTES:
+            return call(*arguments)
+        return await self._in_thread(call, *arguments)
+
+    @staticmethod
+    def _close_base(writing: WritingFile) -> None:
+        base, writing.base = writing.base, None
+        if base is not None:
+            base.close()
+
+
+def fill(staging: Staging, view: ReadView, keep: int | None) -> None:
+    """Copy a sealed file into staging, at most `keep` bytes of it.
+
+    Copies: none in user space for raw blocks (copy_file_range; a reflink where the disk can).
+    """
+    wanted = view.size if keep is None else min(keep, view.size)
+    staging.ensure(wanted)
+    done = 0
+    while done < wanted:
+        step = min(COPY_BYTES, wanted - done)
+        if view.codec is Codec.RAW:
+            moved = os.copy_file_range(view.fd, staging.fd, step, done, done)
+        else:
+            moved = staging.pwrite(view.pread(done, step), done)
+        if not moved:
+            raise OSError(errno.EIO, "the block is shorter than its entry says")
+        done += moved

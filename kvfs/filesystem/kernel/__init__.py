@@ -1,0 +1,1 @@
+"""The kernel transport: our own session over /dev/fuse, with passthrough."""

@@ -1,0 +1,148 @@
+"""What the operations of one mount share: the tables, the store, and how a node looks.
+
+Owns the wiring of the tables and the translation Entry -> Attributes. Refuses to know requests.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, replace
+
+from kvfs.clock import Clock
+from kvfs.filesystem.handles import Crossing, HandleTable, SharedView, Writing, WritingFile
+from kvfs.filesystem.inodes import InodeTable, Node
+from kvfs.filesystem.pending_names import PendingNames
+from kvfs.filesystem.processes import Processes
+from kvfs.filesystem.records import FILE_TYPES, SECTOR_BYTES, TIMEOUT_S, Attributes, EntryReply
+from kvfs.model import Entry
+from kvfs.store.store import Store
+
+
+def os_error(number: int) -> OSError:
+    """Return the OSError that carries `number` and the system's sentence for it."""
+    return OSError(number, os.strerror(number))
+
+
+def blocks_of(size: int) -> int:
+    """Return st_blocks for `size` bytes held in whole sectors."""
+    return -(-size // SECTOR_BYTES) * (SECTOR_BYTES // 512)
+
+
+def attributes_of(entry: Entry, ino: int) -> Attributes:
+    """Return the stat(2) answer for a published entry."""
+    return Attributes(
+        ino=ino,
+        mode=FILE_TYPES[entry.kind] | entry.mode,
+        nlink=entry.nlink,
+        uid=entry.uid,
+        gid=entry.gid,
+        size=SECTOR_BYTES if entry.is_directory else entry.size,
+        blocks=8 if entry.is_directory else blocks_of(entry.size),
+        atime_ns=max(entry.accessed_s * 1_000_000_000, 0) or entry.mtime_ns,
+        mtime_ns=entry.mtime_ns,
+        ctime_ns=entry.ctime_ns,
+    )
+
+
+def staged_attributes(writing: WritingFile, ino: int) -> Attributes:
+    """Return the stat(2) answer for a file that exists only in its staging."""
+    assert writing.staging is not None, "only a file with staging is described by it"
+    found = os.fstat(writing.staging.fd)
+    options = writing.options
+    return Attributes(
+        ino=ino,
+        mode=stat.S_IFREG | options.mode,
+        nlink=1 if writing.place is not None else 0,
+        uid=options.uid,
+        gid=options.gid,
+        size=found.st_size,
+        blocks=found.st_blocks,
+        atime_ns=found.st_mtime_ns,
+        mtime_ns=options.mtime_ns or found.st_mtime_ns,
+        ctime_ns=found.st_ctime_ns,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class MountState:
+    """The tables of one mount. Lives on the loop; nothing here is touched from a thread."""
+
+    store: Store
+    clock: Clock
+    processes: Processes
+    in_thread: Crossing
+    is_read_only: bool
+    inodes: InodeTable
+    handles: HandleTable
+    pending: PendingNames
+    writing: Writing
+
+    @classmethod
+    def build(
+        cls,
+        store: Store,
+        clock: Clock,
+        processes: Processes,
+        in_thread: Crossing,
+        *,
+        is_read_only: bool,
+    ) -> MountState:
+        inodes = InodeTable()
+        return cls(
+            store,
+            clock,
+            processes,
+            in_thread,
+            is_read_only,
+            inodes,
+            HandleTable(),
+            PendingNames(clock, inodes.release),
+            Writing(store, in_thread),
+        )
+
+    def require_writable(self) -> None:
+        """Raises: OSError EROFS on a read-only mount."""
+        if self.is_read_only:
+            raise os_error(errno.EROFS)
+
+    def find_entry(self, node: Node) -> Entry | None:
+        """Return what the store says of the node now;
+
+        An open removed file as it was, without links.
+        """
+        entry = self.store.stat_inode(node.inode) if node.inode else None
+        if entry is None:
+            view = self._open_view(node)
+            if view is not None:
+                entry = replace(view.view.entry, nlink=0)
+        return entry
+
+    def entry(self, node: Node) -> Entry:
+        """Like `find_entry`. Raises: OSError ESTALE, upon which the kernel walks the path again."""
+        entry = self.find_entry(node)
+        if entry is None:
+            raise os_error(errno.ESTALE)
+        return entry
+
+    def attributes(self, node: Node) -> Attributes:
+        """Return the stat(2) answer for the node as this mount's openers see it."""
+        writing = node.writing
+        if writing is None or writing.staging is None:
+            return attributes_of(self.entry(node), node.ino)
+        staged = staged_attributes(writing, node.ino)
+        entry = self.find_entry(node)
+        if entry is None:
+            return staged
+        published = attributes_of(entry, node.ino)
+        return replace(published, size=staged.size, blocks=staged.blocks, mtime_ns=staged.mtime_ns)
+
+    def reply(self, node: Node, *, is_fleeting: bool = False) -> EntryReply:
+        """Return the answer that makes the kernel know `node`, and count it as told."""
+        attributes = self.attributes(node)
+        self.inodes.remember(node)
+        return EntryReply(node.nodeid, attributes, 0.0 if is_fleeting else TIMEOUT_S)
+
+    def _open_view(self, node: Node) -> SharedView | None:
+        return node.reading if node.reading is not None and node.reading.openers else None

@@ -1,0 +1,425 @@
+"""Opening, creating, reading, writing and closing files: the part of the operations about content.
+
+Owns the choice of what an open leads to: a view of a sealed file, a private file of its own, or the
+one copy of a lock file. Refuses to know transports.
+Must hold: a name changes only by publish; the name's old readers keep their bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+from kvfs.errors import AlreadyExists, KvfsError, NotFound
+from kvfs.filesystem.handles import Handle, SharedView, WritingFile
+from kvfs.filesystem.inodes import Node
+from kvfs.filesystem.mount_state import MountState, os_error
+from kvfs.filesystem.processes import Creator, Verdict, judge
+from kvfs.filesystem.records import Caller, EntryReply, OpenReply
+from kvfs.model import (
+    MAX_MOUNT_NAME_LENGTH,
+    ChildName,
+    Codec,
+    Entry,
+    Kind,
+    PutOptions,
+    WriteCondition,
+)
+from kvfs.store.store import ReadView
+
+log = logging.getLogger(__name__)
+
+LOCK_SUFFIX = b".lock"
+"""Such files are visible at once and one inode for all:
+
+Otherwise flock would let two openers in.
+"""
+INLINE_READ_BYTES = 128 * 1024
+
+
+def wants_write(flags: int) -> bool:
+    return bool(flags & (os.O_ACCMODE | os.O_TRUNC))
+
+
+class OpenFiles:
+    """Operations on content."""
+
+    def __init__(self, state: MountState) -> None:
+        self._state = state
+
+    # -- create and open
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[EntryReply, OpenReply]:
+        """Create `name` and open it, or open it if it exists and O_EXCL does not forbid that."""
+        state = self._state
+        state.require_writable()
+        directory = state.inodes.get(parent)
+        place = ChildName(directory.inode, check_name(name))
+        existing = state.store.find_child(place.parent, name)
+        if existing is None and flags & os.O_EXCL and state.pending.writers(place):
+            raise os_error(errno.EEXIST)
+        if existing is None and name.endswith(LOCK_SUFFIX):
+            existing = await self._create_lock_file(place, mode, caller)
+        elif existing is not None and flags & os.O_EXCL:
+            raise os_error(errno.EEXIST)
+        if existing is not None:
+            return await self._create_on_existing(place, existing, flags, caller)
+        writing = await self._begin(directory, place, mode, caller)
+        await state.writing.begin_empty(writing)
+        node = state.inodes.make_private()
+        return self._reply_hidden(node, writing)
+
+    async def create_unnamed(
+        self, parent: int, mode: int, flags: int, caller: Caller
+    ) -> tuple[EntryReply, OpenReply]:
+        """Open a file without a name (O_TMPFILE); `link` may give it one."""
+        state = self._state
+        state.require_writable()
+        directory = state.inodes.get(parent)
+        writing = await self._begin(directory, None, mode, caller)
+        await state.writing.begin_empty(writing)
+        return self._reply_hidden(state.inodes.make_private(), writing)
+
+    async def open(self, nodeid: int, flags: int, caller: Caller) -> OpenReply:
+        """Open the file behind `nodeid`.
+
+        Raises: OSError ESTALE on the first try to write a published file: the kernel walks the path
+        again, finds an alias, and opens that (see pending_names.py).
+        """
+        node = self._state.inodes.get(nodeid)
+        if not wants_write(flags):
+            return await self._open_for_reading(node)
+        self._state.require_writable()
+        if self._is_shared(node):
+            return await self._open_shared(node, flags, caller)
+        if node.overwrites is not None and node.writing is None:
+            return await self._open_alias(node, node.overwrites, flags, caller)
+        if self._may_join(node, flags, caller):
+            return self._opened(node, is_writer=True, writing=node.writing)
+        if self._state.pending.announce_overwrite(caller.thread, self._target(node)):
+            raise os_error(errno.ESTALE)
+        return await self._open_in_place(node, flags, caller)
+
+    async def _create_lock_file(self, place: ChildName, mode: int, caller: Caller) -> Entry:
+        options = PutOptions(
+            mode=mode & 0o7777,
+            uid=caller.uid,
+            gid=caller.gid,
+            condition=WriteCondition(must_be_absent=True),
+        )
+        try:
+            return await self._state.in_thread(self._state.store.put, place, b"", options)
+        except AlreadyExists:
+            found = self._state.store.find_child(place.parent, place.name)
+            if found is None:
+                raise
+            return found
+
+    async def _create_on_existing(
+        self, place: ChildName, entry: Entry, flags: int, caller: Caller
+    ) -> tuple[EntryReply, OpenReply]:
+        """The name appeared between the kernel's lookup and its CREATE:
+
+        Open it, as open(2) would.
+        """
+        state = self._state
+        if entry.kind is not Kind.FILE:
+            raise os_error(errno.EISDIR if entry.is_directory else errno.ELOOP)
+        node = state.inodes.for_inode(entry.inode)
+        if not wants_write(flags):
+            opened = await self._open_for_reading(node)
+        elif self._is_shared(node):
+            opened = await self._open_shared(node, flags, caller)
+        else:
+            node = state.inodes.make_private(entry.inode)
+            opened = await self._open_alias(node, place, flags, caller)
+        return state.reply(node, is_fleeting=True), opened
+
+    async def _begin(
+        self, directory: Node, place: ChildName | None, mode: int, caller: Caller
+    ) -> WritingFile:
+        parent = self._state.entry(directory)
+        gid = parent.gid if parent.mode & 0o2000 else caller.gid
+        options = PutOptions(mode=mode & 0o7777, uid=caller.uid, gid=gid)
+        return WritingFile(place, parent.namespace_id, self._creator(caller), options)
+
+    def _creator(self, caller: Caller) -> Creator:
+        return Creator(caller.thread, self._state.processes.group_of(caller.thread))
+
+    def _reply_hidden(self, node: Node, writing: WritingFile) -> tuple[EntryReply, OpenReply]:
+        self._adopt(node, writing)
+        opened = self._opened(node, is_writer=True, writing=writing)
+        return self._state.reply(node, is_fleeting=True), opened
+
+    def _opened(
+        self,
+        node: Node,
+        *,
+        is_writer: bool,
+        writing: WritingFile | None = None,
+        reading: SharedView | None = None,
+    ) -> OpenReply:
+        handle = self._state.handles.add(
+            node.nodeid, is_writer=is_writer, writing=writing, reading=reading
+        )
+        node.openers += 1
+        descriptor = None
+        if reading is not None and reading.view.size and reading.view.codec is Codec.RAW:
+            descriptor = reading.view.fd  # an empty file has no block to point at
+        elif writing is not None and writing.staging is not None and not writing.is_shared:
+            descriptor = writing.staging.fd
+        return OpenReply(
+            handle.number,
+            keep_cache=writing is None,
+            is_flushed=is_writer,
+            descriptor=descriptor,
+        )
+
+    async def _open_for_reading(self, node: Node) -> OpenReply:
+        writing = node.writing
+        if writing is not None and (writing.is_hidden or writing.is_shared or writing.is_changed):
+            return self._opened(node, is_writer=False, writing=writing)
+        reading = node.reading
+        if reading is None or not reading.openers or reading.view.entry.inode != node.inode:
+            reading = SharedView(await self._open_view(node))
+            node.reading = reading
+        return self._opened(node, is_writer=False, reading=reading)
+
+    async def _open_view(self, node: Node) -> ReadView:
+        try:
+            return await self._state.in_thread(self._state.store.open_inode, node.inode)
+        except NotFound:
+            # Removed since the kernel looked it up: ESTALE makes it look again, and report ENOENT.
+            raise os_error(errno.ESTALE) from None
+
+    def _is_shared(self, node: Node) -> bool:
+        if node.writing is not None:
+            return node.writing.is_shared
+        entry = self._state.find_entry(node)
+        return entry is not None and entry.name.endswith(LOCK_SUFFIX)
+
+    async def _open_shared(self, node: Node, flags: int, caller: Caller) -> OpenReply:
+        if node.writing is None:
+            entry = self._state.entry(node)
+            writing = self._from_entry(entry, ChildName(entry.parent, entry.name), caller)
+            writing.is_shared = True
+            self._adopt(node, writing)
+        writing = node.writing
+        assert writing is not None, "a lock file that is open for writing has its copy"
+        if flags & os.O_TRUNC:
+            await self._state.writing.truncate(writing, 0)
+        return self._opened(node, is_writer=True, writing=writing)
+
+    async def _open_alias(
+        self, node: Node, place: ChildName, flags: int, caller: Caller
+    ) -> OpenReply:
+        """Start a private file that replaces `place`: empty with O_TRUNC, otherwise a lazy copy."""
+        entry = self._state.store.find_child(place.parent, place.name)
+        if entry is None and node.inode:
+            entry = self._state.store.stat_inode(node.inode)
+        if entry is None:
+            raise os_error(errno.ESTALE)
+        writing = self._from_entry(entry, place, caller)
+        if flags & os.O_TRUNC:
+            writing.inode = 0
+            writing.has_twin = True  # its rename may find that the other writer took the name away
+            await self._state.writing.begin_empty(writing)
+        else:
+            node.inode = entry.inode
+        self._adopt(node, writing)
+        opened = self._opened(node, is_writer=True, writing=writing)
+        self._state.pending.finish_overwrite(node)
+        return opened
+
+    async def _open_in_place(self, node: Node, flags: int, caller: Caller) -> OpenReply:
+        """Serve an open for writing that came without a walk, through /proc/self/fd or /dev/stdout."""
+        writing = node.writing
+        if writing is None:
+            entry = self._state.entry(node)
+            writing = self._from_entry(entry, ChildName(entry.parent, entry.name), caller)
+            self._adopt(node, writing)
+        if flags & os.O_TRUNC:
+            await self._state.writing.truncate(writing, 0)
+        return self._opened(node, is_writer=True, writing=writing)
+
+    def _from_entry(self, entry: Entry, place: ChildName, caller: Caller) -> WritingFile:
+        """Return a writer that starts from `entry` and keeps what a stat shows of it."""
+        options = PutOptions(
+            mode=entry.mode,
+            uid=entry.uid,
+            gid=entry.gid,
+            attributes=entry.attributes,
+            ttl_s=entry.ttl_s,
+            is_sliding=entry.is_sliding,
+            ttl_class=entry.ttl_class,
+            priority=entry.priority,
+            pin=entry.pin,
+        )
+        writing = WritingFile(place, entry.namespace_id, self._creator(caller), options)
+        writing.inode = entry.inode
+        writing.is_hidden = False
+        return writing
+
+    def _adopt(self, node: Node, writing: WritingFile) -> None:
+        node.writing = writing
+        writing.nodeid = node.nodeid
+        self._state.pending.add_writer(writing)
+
+    def _may_join(self, node: Node, flags: int, caller: Caller) -> bool:
+        """A thread may open its own unpublished file once more, and then shares it."""
+        writing = node.writing
+        if writing is None or flags & os.O_TRUNC or writing.is_discarded:
+            return False
+        return writing.creator.thread == caller.thread
+
+    def _target(self, node: Node) -> ChildName | int:
+        if node.writing is not None and node.writing.place is not None:
+            return node.writing.place
+        return node.overwrites or node.nodeid
+
+    async def link_unpublished(self, node: Node, writing: WritingFile, target: ChildName) -> None:
+        """Give a file without a name (O_TMPFILE) its first one, which publishes it at once."""
+        if self._state.store.find_child(target.parent, target.name) is not None:
+            raise os_error(errno.EEXIST)
+        async with writing.lock:
+            self._state.pending.move_writer(writing, target)
+            await self._publish(node, writing)
+
+    # -- content
+
+    async def read(self, number: int, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes at `offset`; short only at the end of the file."""
+        handle = self._state.handles.get(number)
+        if handle.writing is not None:
+            return await self._state.writing.read(handle.writing, offset, length)
+        assert handle.reading is not None, "a handle either writes or reads"
+        view = handle.reading.view
+        if view.codec is Codec.RAW and length <= INLINE_READ_BYTES:
+            return view.pread(offset, length)
+        return await self._state.in_thread(view.pread, offset, length)
+
+    async def write(self, number: int, offset: int, data: bytes | memoryview) -> int:
+        """Write all of `data`."""
+        handle = self._state.handles.get(number)
+        if handle.writing is None or not handle.is_writer:
+            raise os_error(errno.EBADF)
+        return await self._state.writing.write(handle.writing, offset, data)
+
+    async def truncate(self, node: Node, size: int, number: int | None, caller: Caller) -> None:
+        """Set the length: of the open private file, or of the published file as a replacement."""
+        writing = node.writing
+        if writing is None and number is not None:
+            writing = self._state.handles.get(number).writing
+        if writing is not None:
+            await self._state.writing.truncate(writing, size)
+            return
+        entry = self._state.entry(node)
+        if entry.size == size:
+            return
+        writing = self._from_entry(entry, ChildName(entry.parent, entry.name), caller)
+        try:
+            await self._state.writing.truncate(writing, size)
+            async with writing.lock:
+                await self._publish(node, writing)
+        finally:
+            await self._state.writing.close(writing)
+
+    async def sync(self, number: int) -> None:
+        handle = self._state.handles.get(number)
+        if handle.writing is not None:
+            await self._state.writing.sync(handle.writing)
+
+    # -- closing
+
+    async def flush(self, number: int, caller: Caller) -> None:
+        """One descriptor is being closed. Publishes if that close counts; errors reach close(2)."""
+        handle = self._state.handles.get(number)
+        writing = handle.writing
+        if writing is None or not handle.is_writer:
+            return
+        node = self._state.inodes.get(handle.nodeid)
+        async with writing.lock:
+            if writing.failure:
+                await self._state.writing.discard(writing)
+                raise os_error(writing.failure)
+            if not writing.is_changed or writing.is_discarded:
+                return
+            verdict = self._judge(node, writing, caller)
+            if verdict is Verdict.DISCARD:
+                await self._state.writing.discard(writing)
+            elif verdict is Verdict.PUBLISH:
+                await self._publish(node, writing)
+
+    async def release(self, number: int) -> None:
+        """The last descriptor is gone. What no close published is published now, or dropped."""
+        handle = self._state.handles.remove(number)
+        node = self._state.inodes.get(handle.nodeid)
+        try:
+            if handle.writing is not None:
+                await self._release_writer(node, handle, handle.writing)
+            reading = handle.reading
+            if reading is not None and not reading.openers:
+                if node.reading is reading:
+                    node.reading = None
+                await self._state.in_thread(reading.view.close)
+        finally:
+            node.openers -= 1
+            self._state.inodes.release(node)
+
+    async def _release_writer(self, node: Node, handle: Handle, writing: WritingFile) -> None:
+        if handle.is_writer and not writing.writers:
+            async with writing.lock:
+                if writing.is_changed and not writing.is_discarded and not writing.failure:
+                    await self._publish_late(node, writing)
+        if writing.openers:
+            return
+        if node.writing is writing:
+            node.writing = None
+        self._state.pending.remove_writer(writing)
+        await self._state.writing.close(writing)
+        if writing.is_hidden:
+            self._state.inodes.unpair(node)
+
+    async def _publish_late(self, node: Node, writing: WritingFile) -> None:
+        """Publish at RELEASE: nobody is left to be told of an error."""
+        try:
+            await self._publish(node, writing)
+        except (KvfsError, OSError) as error:
+            log.error("mount_publish_failed name=%s error=%s", writing.place, error)
+
+    def _judge(self, node: Node, writing: WritingFile, caller: Caller) -> Verdict:
+        if writing.is_shared:
+            return Verdict.PUBLISH
+        return judge(
+            self._state.processes, writing.creator, caller.thread, node.ino, writing.size()
+        )
+
+    async def _publish(self, node: Node, writing: WritingFile) -> None:
+        state = self._state
+        if not writing.is_hidden and not writing.is_shared:
+            self._follow_rename(writing)
+        entry = await state.writing.publish(writing)
+        if entry is None:
+            return
+        state.inodes.pair(node, entry.inode)
+        node.overwrites = None
+        if writing.has_twin and writing.place is not None:
+            state.pending.give_credit(writing.place, writing.creator.group, entry.inode)
+
+    def _follow_rename(self, writing: WritingFile) -> None:
+        """A published file that was renamed since is published where it is now."""
+        entry = self._state.store.stat_inode(writing.inode) if writing.inode else None
+        if entry is not None and writing.place is not None:
+            place = ChildName(entry.parent, entry.name)
+            if entry.nlink == 1 and place != writing.place:
+                self._state.pending.move_writer(writing, place)
+
+
+def check_name(name: bytes) -> bytes:
+    """Return `name`. Raises: OSError ENAMETOOLONG."""
+    if len(name) > MAX_MOUNT_NAME_LENGTH:
+        raise os_error(errno.ENAMETOOLONG)
+    return name

@@ -1,0 +1,464 @@
+"""Every operation of the mount, once: plain async methods on plain records.
+
+Owns names, directories and attributes; content is in open_files.py. Refuses to know pyfuse3 and the
+kernel's messages: a test calls these methods without a mount. They raise KvfsError and OSError; the
+transport turns both into an errno (errno_map.py).
+Must hold: between two awaits nothing else runs, so a table is read and changed without one between.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from kvfs.clock import Clock
+from kvfs.errors import NotFound
+from kvfs.filesystem import xattrs
+from kvfs.filesystem.handles import Crossing
+from kvfs.filesystem.inodes import Node
+from kvfs.filesystem.mount_state import MountState, os_error
+from kvfs.filesystem.open_files import OpenFiles, check_name
+from kvfs.filesystem.processes import Processes
+from kvfs.filesystem.records import (
+    SECTOR_BYTES,
+    AttributeRequest,
+    Attributes,
+    Caller,
+    DirectoryRow,
+    EntryReply,
+    OpenReply,
+    SpaceReport,
+)
+from kvfs.model import AttributeChange, ChildName, Entry, Kind, PutOptions
+from kvfs.store.names import RenameMode
+from kvfs.store.store import Store
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+LISTING_PAGE = 1000
+XATTR_CREATE = 1
+XATTR_REPLACE = 2
+DOTS = 2
+"""Offsets 1 and 2 of a listing are behind `.` and `..`."""
+
+
+@dataclass(slots=True)
+class OpenDirectory:
+    """A directory being listed: where each page of rows began, so that seekdir can go back."""
+
+    inode: int
+    parent: int
+    cursors: list[bytes] = field(default_factory=lambda: [b""])
+    """cursors[p] is what `after` must be to read page p;
+
+    Grows by one a page, so by one a thousand.
+    """
+
+
+class Operations:
+    """The mount's operations. One instance a mount, on one loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        processes: Processes,
+        in_thread: Crossing,
+        *,
+        is_read_only: bool = False,
+    ) -> None:
+        self._state = MountState.build(
+            store, clock, processes, in_thread, is_read_only=is_read_only
+        )
+        self._directories: dict[int, OpenDirectory] = {}
+        self._next_directory = 1
+        self.files = OpenFiles(self._state)
+
+    # -- names
+
+    async def lookup(self, parent: int, name: bytes, caller: Caller) -> EntryReply:
+        """Resolve one component. Raises: OSError ENOENT, also for what others are still writing."""
+        state = self._state
+        place = ChildName(state.inodes.get(parent).inode, check_name(name))
+        entry = state.store.find_child(place.parent, name)
+        if entry is None:
+            return self._lookup_absent(place, caller)
+        node = state.inodes.for_inode(entry.inode)
+        overwrite = state.pending.find_overwrite(caller.thread, place, node.nodeid)
+        if overwrite is not None:
+            if overwrite.alias is None:
+                overwrite.alias = state.inodes.make_private(entry.inode)
+                overwrite.alias.overwrites = place
+                overwrite.alias.holds = 1
+            return state.reply(overwrite.alias, is_fleeting=True)
+        return state.reply(node, is_fleeting=bool(state.pending.writers(place)))
+
+    def _lookup_absent(self, place: ChildName, caller: Caller) -> EntryReply:
+        state = self._state
+        writing = state.pending.own_hidden(place, caller.thread)
+        if writing is not None:
+            return state.reply(state.inodes.get(writing.nodeid), is_fleeting=True)
+        if state.pending.has_credits(place):
+            group = state.processes.group_of(caller.thread)
+            credit = state.pending.credit(place, group)
+            if credit is not None and state.store.stat_inode(credit.inode) is not None:
+                return state.reply(state.inodes.for_inode(credit.inode), is_fleeting=True)
+        raise os_error(errno.ENOENT)
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """The kernel drops `count` references to `nodeid`."""
+        self._state.inodes.forget(nodeid, count)
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> EntryReply:
+        state = self._state
+        state.require_writable()
+        directory = state.inodes.get(parent)
+        above = state.entry(directory)
+        gid = above.gid if above.mode & 0o2000 else caller.gid
+        place = ChildName(directory.inode, check_name(name))
+        bits = (mode & 0o7777) | (above.mode & 0o2000)
+        entry = await state.in_thread(self._mkdir, place, bits, caller.uid, gid)
+        return state.reply(state.inodes.for_inode(entry.inode))
+
+    def _mkdir(self, place: ChildName, mode: int, uid: int, gid: int) -> Entry:
+        return self._state.store.mkdir(place, mode=mode, uid=uid, gid=gid)
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> EntryReply:
+        state = self._state
+        state.require_writable()
+        place = ChildName(state.inodes.get(parent).inode, check_name(name))
+        entry = await state.in_thread(self._symlink, place, target, caller)
+        return state.reply(state.inodes.for_inode(entry.inode))
+
+    def _symlink(self, place: ChildName, target: bytes, caller: Caller) -> Entry:
+        return self._state.store.symlink(place, target, uid=caller.uid, gid=caller.gid)
+
+    async def readlink(self, nodeid: int) -> bytes:
+        entry = self._state.entry(self._state.inodes.get(nodeid))
+        if entry.kind is not Kind.SYMLINK:
+            raise os_error(errno.EINVAL)
+        return entry.target
+
+    async def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
+        """Remove a name;
+
+        Open files keep their bytes, and one's own unpublished file loses its name.
+        """
+        state = self._state
+        state.require_writable()
+        place = ChildName(state.inodes.get(parent).inode, name)
+        state.pending.drop_credits(place)
+        try:
+            removed = await state.in_thread(state.store.unlink, place)
+        except NotFound:
+            writing = state.pending.own_hidden(place, caller.thread)
+            if writing is None:
+                raise
+            state.pending.move_writer(writing, None)
+            return
+        for writing in state.pending.writers(place):
+            if writing.inode == removed.inode:
+                state.pending.move_writer(writing, None)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        state = self._state
+        state.require_writable()
+        place = ChildName(state.inodes.get(parent).inode, name)
+        entry = state.store.find_child(place.parent, name)
+        if entry is not None and state.pending.has_hidden_below(entry.inode):
+            raise os_error(errno.ENOTEMPTY)
+        await state.in_thread(state.store.rmdir, place)
+
+    async def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
+    ) -> None:
+        """rename(2) with RENAME_NOREPLACE and RENAME_EXCHANGE.
+
+        One's own unpublished file is retargeted; a temporary that a twin renamed first counts as
+        renamed (see pending_names.py).
+        """
+        state = self._state
+        state.require_writable()
+        source = ChildName(state.inodes.get(parent).inode, name)
+        target = ChildName(state.inodes.get(new_parent).inode, check_name(new_name))
+        mode = _rename_mode(flags)
+        group = state.processes.group_of(caller.thread) if state.pending.has_credits(source) else 0
+        try:
+            await state.in_thread(self._rename, source, target, mode)
+        except NotFound:
+            await self._rename_absent(source, target, group, caller)
+            return
+        state.pending.use_credit(source, group)
+        self._move_openers(source, target, mode)
+
+    def _rename(self, source: ChildName, target: ChildName, mode: RenameMode) -> None:
+        self._state.store.rename(source, target, mode=mode)
+
+    async def _rename_absent(
+        self, source: ChildName, target: ChildName, group: int, caller: Caller
+    ) -> None:
+        state = self._state
+        writing = state.pending.own_hidden(source, caller.thread)
+        if writing is not None:
+            state.pending.move_writer(writing, target)
+            return
+        credit = state.pending.credit(source, group) if group else None
+        if credit is None:
+            raise os_error(errno.ENOENT)
+        state.pending.use_credit(source, group)
+        if state.store.find_child(target.parent, target.name) is None:
+            await state.in_thread(state.store.link, credit.inode, target)
+
+    def _move_openers(self, source: ChildName, target: ChildName, mode: RenameMode) -> None:
+        """Files opened for writing through a name that moved are published under the new one.
+
+        Not the hidden ones: a twin's temporary stays where its writer put it.
+        """
+        pairs = [(source, target)]
+        if mode is RenameMode.EXCHANGE:
+            pairs.append((target, source))
+        moves = [
+            (writing, to)
+            for at, to in pairs
+            for writing in self._state.pending.writers(at)
+            if writing.inode and not writing.is_hidden
+        ]
+        for writing, to in moves:
+            self._state.pending.move_writer(writing, to)
+
+    async def link(
+        self, nodeid: int, new_parent: int, new_name: bytes, caller: Caller
+    ) -> EntryReply:
+        """Give a file one more name; a file without any (O_TMPFILE) is published by it."""
+        state = self._state
+        state.require_writable()
+        node = state.inodes.get(nodeid)
+        target = ChildName(state.inodes.get(new_parent).inode, check_name(new_name))
+        if node.writing is not None and node.writing.is_hidden:
+            await self.files.link_unpublished(node, node.writing, target)
+        else:
+            await state.in_thread(state.store.link, node.inode, target)
+        return state.reply(node)
+
+    # -- attributes
+
+    async def getattr(self, nodeid: int) -> Attributes:
+        return self._state.attributes(self._state.inodes.get(nodeid))
+
+    async def setattr(self, nodeid: int, request: AttributeRequest, caller: Caller) -> Attributes:
+        """Change size, mode, owner or times; a time set is a touch."""
+        state = self._state
+        state.require_writable()
+        node = state.inodes.get(nodeid)
+        if request.size is not None:
+            await self.files.truncate(node, request.size, request.handle, caller)
+        change = AttributeChange(
+            mode=None if request.mode is None else request.mode & 0o7777,
+            uid=request.uid,
+            gid=request.gid,
+            mtime_ns=request.mtime_ns,
+            accessed_s=None if request.atime_ns is None else request.atime_ns // 1_000_000_000,
+        )
+        if change != AttributeChange():
+            await self._apply(node, change)
+        return state.attributes(node)
+
+    async def _apply(self, node: Node, change: AttributeChange) -> None:
+        """Change the published inode, and what the file being written will be published with."""
+        writing = node.writing
+        if writing is not None:
+            writing.options = _with_change(writing.options, change)
+        if writing is not None and writing.is_hidden:
+            return
+        if self._state.store.stat_inode(node.inode) is not None:
+            await self._state.in_thread(self._state.store.set_attributes, node.inode, change)
+
+    async def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """Return a value. Raises: OSError ENODATA."""
+        key = name.decode("utf-8", "surrogateescape")
+        node = self._state.inodes.get(nodeid)
+        if not key.startswith("user."):
+            raise os_error(errno.ENODATA)
+        if key.startswith(xattrs.PREFIX):
+            entry = self._state.find_entry(node)
+            value = None if entry is None else xattrs.read_virtual(entry, key)
+        else:
+            value = self._stored_xattrs(node).get(key)
+        if value is None:
+            raise os_error(errno.ENODATA)
+        return value
+
+    async def listxattr(self, nodeid: int) -> list[bytes]:
+        node = self._state.inodes.get(nodeid)
+        entry = self._state.find_entry(node)
+        names = sorted(self._stored_xattrs(node)) if entry is None else xattrs.list_names(entry)
+        return [name.encode("utf-8", "surrogateescape") for name in names]
+
+    async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
+        """Set a user.* attribute; `user.kvfs.*` ones change the entry's fields."""
+        state = self._state
+        state.require_writable()
+        node = state.inodes.get(nodeid)
+        key = self._check_xattr(name)
+        if len(value) > xattrs.MAX_VALUE_BYTES:
+            raise os_error(errno.E2BIG)
+        if key.startswith(xattrs.PREFIX):
+            await self._apply(node, xattrs.change_virtual(key, value))
+            return
+        exists = key in self._stored_xattrs(node)
+        if flags & XATTR_CREATE and exists:
+            raise os_error(errno.EEXIST)
+        if flags & XATTR_REPLACE and not exists:
+            raise os_error(errno.ENODATA)
+        await self._apply(node, AttributeChange(set_attributes={key: value}))
+
+    async def removexattr(self, nodeid: int, name: bytes) -> None:
+        state = self._state
+        state.require_writable()
+        node = state.inodes.get(nodeid)
+        key = self._check_xattr(name)
+        if key.startswith(xattrs.PREFIX):
+            await self._apply(node, xattrs.remove_virtual(key))
+            return
+        if key not in self._stored_xattrs(node):
+            raise os_error(errno.ENODATA)
+        await self._apply(node, AttributeChange(remove_attributes=(key,)))
+
+    @staticmethod
+    def _check_xattr(name: bytes) -> str:
+        key = name.decode("utf-8", "surrogateescape")
+        if not key.startswith("user."):
+            raise os_error(errno.EOPNOTSUPP)
+        return key
+
+    def _stored_xattrs(self, node: Node) -> dict[str, bytes]:
+        if node.writing is not None and node.writing.is_hidden:
+            return dict(node.writing.options.attributes)
+        return dict(self._state.entry(node).attributes)
+
+    # -- directories
+
+    async def opendir(self, nodeid: int) -> int:
+        """Open a directory for listing and return its handle."""
+        node = self._state.inodes.get(nodeid)
+        entry = self._state.entry(node)
+        if not entry.is_directory:
+            raise os_error(errno.ENOTDIR)
+        number = self._next_directory
+        self._next_directory += 1
+        self._directories[number] = OpenDirectory(node.inode, entry.parent or node.inode)
+        return number
+
+    def readdir(self, number: int, offset: int) -> Iterator[DirectoryRow]:
+        """Yield rows from `offset` on, each page read when it is reached;
+
+        In byte order of the names.
+        """
+        directory = self._directory(number)
+        if offset < 1:
+            yield DirectoryRow(b".", directory.inode, Kind.DIRECTORY, 1)
+        if offset < DOTS:
+            yield DirectoryRow(b"..", directory.parent, Kind.DIRECTORY, DOTS)
+        index = max(0, offset - DOTS)
+        page, skip = divmod(index, LISTING_PAGE)
+        while page < len(directory.cursors):
+            rows = self._state.store.read_directory(
+                directory.inode, after=directory.cursors[page], limit=LISTING_PAGE
+            )
+            if len(rows) == LISTING_PAGE and page + 1 == len(directory.cursors):
+                directory.cursors.append(rows[-1].cursor)
+            base = DOTS + page * LISTING_PAGE + 1
+            for position in range(skip, len(rows)):
+                row = rows[position]
+                yield DirectoryRow(row.name, row.inode, row.kind, base + position)
+            page, skip = page + 1, 0
+
+    def readdir_entry(self, row: DirectoryRow) -> EntryReply | None:
+        """Return the row with attributes, None if it went away;
+
+        The caller confirms by `remember`.
+        """
+        entry = self._state.store.stat_inode(row.inode)
+        if entry is None:
+            return None
+        node = self._state.inodes.for_inode(entry.inode)
+        return EntryReply(node.nodeid, self._state.attributes(node))
+
+    def remember(self, nodeid: int) -> None:
+        """A row made by `readdir_entry` was given to the kernel."""
+        self._state.inodes.remember(self._state.inodes.get(nodeid))
+
+    async def releasedir(self, number: int) -> None:
+        self._directories.pop(number, None)
+
+    def _directory(self, number: int) -> OpenDirectory:
+        directory = self._directories.get(number)
+        if directory is None:
+            raise os_error(errno.EBADF)
+        return directory
+
+    # -- the whole
+
+    async def statfs(self) -> SpaceReport:
+        """Return capacity and what is left of it; engines' cleaners trust these numbers."""
+        usage = self._state.store.usage()
+        used = usage.resident_bytes + usage.reserved_bytes
+        free = max(0, usage.capacity_bytes - used) // SECTOR_BYTES
+        return SpaceReport(
+            blocks=usage.capacity_bytes // SECTOR_BYTES,
+            blocks_free=free,
+            files=usage.object_count + free,
+            files_free=free,
+        )
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[EntryReply, OpenReply]:
+        return await self.files.create(parent, name, mode, flags, caller)
+
+    async def mknod(self, parent: int, name: bytes, mode: int, caller: Caller) -> EntryReply:
+        """Make an empty regular file; devices, pipes and sockets have no place in a cache."""
+        if mode & 0o170000 not in (0, 0o100000):
+            raise os_error(errno.EPERM)
+        reply, opened = await self.files.create(parent, name, mode, os.O_EXCL, caller)
+        await self.files.flush(opened.handle, caller)
+        await self.files.release(opened.handle)
+        return replace(reply, attributes=await self.getattr(reply.nodeid))
+
+
+def _rename_mode(flags: int) -> RenameMode:
+    if flags == 0:
+        return RenameMode.REPLACE
+    if flags == RENAME_NOREPLACE:
+        return RenameMode.NO_REPLACE
+    if flags == RENAME_EXCHANGE:
+        return RenameMode.EXCHANGE
+    raise os_error(errno.EINVAL)
+
+
+def _with_change(options: PutOptions, change: AttributeChange) -> PutOptions:
+    """Return what a file will be published with after `change`."""
+    attributes = {**options.attributes, **change.set_attributes}
+    for name in change.remove_attributes:
+        attributes.pop(name, None)
+    fields = (
+        "mode",
+        "uid",
+        "gid",
+        "mtime_ns",
+        "ttl_s",
+        "is_sliding",
+        "ttl_class",
+        "priority",
+        "pin",
+    )
+    changed = {name: value for name in fields if (value := getattr(change, name)) is not None}
+    return replace(options, attributes=attributes, **changed)

@@ -1,0 +1,190 @@
+"""Names on their way: files being written under a name, overwrites announced, renames still owed.
+
+Owns three small tables of one mount and knows neither the store nor requests:
+- *writers*: which files being written will be published under a name;
+- *overwrites*: OPEN for writing of a published file answers ESTALE, the kernel walks the path
+  again,
+  and that thread's next lookup of the name gets an alias nodeid with a private file of its own. So
+  two writers of one name never share an inode, and readers of the old file keep it;
+- *credits*: twins that wrote one temporary name and both rename it: the second finds nothing. A
+  publish that had a twin leaves a credit, which that process's lookup and rename of the then absent
+  name may use. Never given without a twin, so a name that a stranger moved away stays absent.
+Must hold: every table is bounded and forgets by time (I8).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvfs.clock import Clock
+from kvfs.filesystem.handles import WritingFile
+from kvfs.filesystem.inodes import Node
+from kvfs.model import ChildName
+
+LIFETIME_NS = 10 * 1_000_000_000
+MAX_OVERWRITES = 1024
+MAX_CREDITS = 4096
+
+OverwriteKey = tuple[int, ChildName | int]
+"""Thread, and the name where it is known, otherwise the nodeid that was opened."""
+
+
+@dataclass(slots=True)
+class Overwrite:
+    """An OPEN that was answered ESTALE, waiting for the second walk."""
+
+    expires_ns: int
+    alias: Node | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A published temporary that a twin may have renamed away."""
+
+    group: int
+    inode: int
+    expires_ns: int
+
+
+class PendingNames:
+    """The three tables."""
+
+    def __init__(self, clock: Clock, drop_alias: Callable[[Node], None]) -> None:
+        """drop_alias: told of an alias that no overwrite will come for."""
+        self._clock = clock
+        self._drop_alias = drop_alias
+        self._writers: dict[ChildName, list[WritingFile]] = {}
+        self._writers_in: dict[int, int] = {}
+        self._overwrites: OrderedDict[OverwriteKey, Overwrite] = OrderedDict()
+        self._credits: OrderedDict[ChildName, list[Credit]] = OrderedDict()
+
+    # -- writers
+
+    def add_writer(self, writing: WritingFile) -> None:
+        """Register under `writing.place`; files at one name at one time are twins."""
+        place = writing.place
+        if place is None:
+            return
+        others = self._writers.setdefault(place, [])
+        for other in others:
+            other.has_twin = writing.has_twin = True
+        others.append(writing)
+        self._writers_in[place.parent] = self._writers_in.get(place.parent, 0) + 1
+
+    def remove_writer(self, writing: WritingFile) -> None:
+        """Forget a file that will not be published (again) under its name."""
+        place = writing.place
+        if place is None or writing not in self._writers.get(place, ()):
+            return
+        self._writers[place].remove(writing)
+        if not self._writers[place]:
+            del self._writers[place]
+        self._writers_in[place.parent] -= 1
+        if not self._writers_in[place.parent]:
+            del self._writers_in[place.parent]
+
+    def move_writer(self, writing: WritingFile, place: ChildName | None) -> None:
+        """Let the file be published elsewhere, or nowhere."""
+        self.remove_writer(writing)
+        writing.place = place
+        self.add_writer(writing)
+
+    def writers(self, place: ChildName) -> tuple[WritingFile, ...]:
+        return tuple(self._writers.get(place, ()))
+
+    def own_hidden(self, place: ChildName, thread: int) -> WritingFile | None:
+        """Return the unpublished file that `thread` itself is writing under this name."""
+        for writing in self._writers.get(place, ()):
+            if writing.is_hidden and writing.creator.thread == thread:
+                return writing
+        return None
+
+    def has_hidden_below(self, directory: int) -> bool:
+        return directory in self._writers_in
+
+    # -- overwrites
+
+    def announce_overwrite(self, thread: int, target: ChildName | int) -> bool:
+        """Note that `thread` opens `target` for writing.
+
+        Returns False if it just did and came back without a walk (a /proc/self/fd link): then there
+        is no name to walk to, and the open must be served on the inode itself.
+        """
+        key = (thread, target)
+        known = self._overwrites.pop(key, None)
+        if known is not None and known.alias is None and self._is_fresh(known.expires_ns):
+            return False
+        if known is not None:
+            self._drop(known)
+        self._expire_overwrites()
+        self._overwrites[key] = Overwrite(self._deadline())
+        return True
+
+    def find_overwrite(self, thread: int, place: ChildName, nodeid: int) -> Overwrite | None:
+        """Return what `thread` announced for this name, or for the inode the name leads to."""
+        for target in (place, nodeid):
+            known = self._overwrites.get((thread, target))
+            if known is not None and self._is_fresh(known.expires_ns):
+                return known
+        return None
+
+    def finish_overwrite(self, alias: Node) -> None:
+        """The alias was opened: the walk is over."""
+        for key, known in self._overwrites.items():
+            if known.alias is alias:
+                del self._overwrites[key]
+                self._drop(known)
+                return
+
+    def _expire_overwrites(self) -> None:
+        while self._overwrites:
+            key, oldest = next(iter(self._overwrites.items()))
+            if len(self._overwrites) < MAX_OVERWRITES and self._is_fresh(oldest.expires_ns):
+                return
+            del self._overwrites[key]
+            self._drop(oldest)
+
+    def _drop(self, overwrite: Overwrite) -> None:
+        if overwrite.alias is not None:
+            overwrite.alias.holds -= 1
+            self._drop_alias(overwrite.alias)
+
+    # -- credits
+
+    def give_credit(self, place: ChildName, group: int, inode: int) -> None:
+        """`group` published `inode` under `place`, and a twin may rename it first."""
+        self._credits.setdefault(place, []).append(Credit(group, inode, self._deadline()))
+        del self._credits[place][:-64]  # more twins of one name than any pool has threads
+        self._credits.move_to_end(place)
+        while len(self._credits) > MAX_CREDITS:
+            self._credits.popitem(last=False)
+
+    def has_credits(self, place: ChildName) -> bool:
+        return place in self._credits
+
+    def credit(self, place: ChildName, group: int) -> Credit | None:
+        """Return the newest credit of this process for this name."""
+        for credit in reversed(self._credits.get(place, ())):
+            if credit.group == group and self._is_fresh(credit.expires_ns):
+                return credit
+        return None
+
+    def use_credit(self, place: ChildName, group: int) -> None:
+        """One rename of this name by this process is done: one credit less."""
+        credit = self.credit(place, group)
+        if credit is not None:
+            self._credits[place].remove(credit)
+            if not self._credits[place]:
+                del self._credits[place]
+
+    def drop_credits(self, place: ChildName) -> None:
+        """The name was removed on purpose: whoever looks must see that."""
+        self._credits.pop(place, None)
+
+    def _deadline(self) -> int:
+        return self._clock.monotonic_ns() + LIFETIME_NS
+
+    def _is_fresh(self, expires_ns: int) -> bool:
+        return self._clock.monotonic_ns() < expires_ns
