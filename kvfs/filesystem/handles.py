@@ -14,29 +14,26 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
+from kvfs.aio import BlockingCalls
 from kvfs.errors import KvfsError
 from kvfs.filesystem.errno_map import errno_of
 from kvfs.filesystem.processes import Creator
 from kvfs.model import ChildName, Codec, Entry, NamespaceId, PutOptions
-from kvfs.store.store import ReadView, Staging, Store
+from kvfs.store.reader import ReadView
+from kvfs.store.staging import Staging
+from kvfs.store.store import Store
 
 T = TypeVar("T")
 
 INLINE_BYTES = 64 * 1024
 """Copies up to this size run on the loop: a thread costs about 60 us, the copy 10."""
 COPY_BYTES = 8 * 1024 * 1024
-
-
-class Crossing(Protocol):
-    """Runs a blocking call beside the loop."""
-
-    def __call__(self, call: Callable[..., T], *arguments: object) -> Awaitable[T]: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -147,9 +144,9 @@ class HandleTable:
 class Writing:
     """The steps on a WritingFile, each atomic under the file's lock."""
 
-    def __init__(self, store: Store, in_thread: Crossing) -> None:
+    def __init__(self, store: Store, calls: BlockingCalls) -> None:
         self._store = store
-        self._in_thread = in_thread
+        self._in_thread = calls.run
 
     async def begin_empty(self, writing: WritingFile) -> None:
         """Give the file an empty staging: it will be published even if nothing is written."""

@@ -10,8 +10,9 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
+from kvfs.aio import BlockingCalls
 from kvfs.clock import Clock
-from kvfs.filesystem.handles import Crossing, HandleTable, SharedView, Writing, WritingFile
+from kvfs.filesystem.handles import HandleTable, SharedView, Writing, WritingFile
 from kvfs.filesystem.inodes import InodeTable, Node
 from kvfs.filesystem.pending_names import PendingNames
 from kvfs.filesystem.processes import Processes
@@ -72,7 +73,7 @@ class MountState:
     store: Store
     clock: Clock
     processes: Processes
-    in_thread: Crossing
+    calls: BlockingCalls
     is_read_only: bool
     inodes: InodeTable
     handles: HandleTable
@@ -85,7 +86,7 @@ class MountState:
         store: Store,
         clock: Clock,
         processes: Processes,
-        in_thread: Crossing,
+        calls: BlockingCalls,
         *,
         is_read_only: bool,
     ) -> MountState:
@@ -94,12 +95,12 @@ class MountState:
             store,
             clock,
             processes,
-            in_thread,
+            calls,
             is_read_only,
             inodes,
             HandleTable(),
             PendingNames(clock, inodes.release),
-            Writing(store, in_thread),
+            Writing(store, calls),
         )
 
     def require_writable(self) -> None:

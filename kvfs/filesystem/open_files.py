@@ -26,7 +26,7 @@ from kvfs.model import (
     PutOptions,
     WriteCondition,
 )
-from kvfs.store.store import ReadView
+from kvfs.store.reader import ReadView
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class OpenFiles:
             condition=WriteCondition(must_be_absent=True),
         )
         try:
-            return await self._state.in_thread(self._state.store.put, place, b"", options)
+            return await self._state.calls.run(self._state.store.put, place, b"", options)
         except AlreadyExists:
             found = self._state.store.find_child(place.parent, place.name)
             if found is None:
@@ -190,7 +190,7 @@ class OpenFiles:
 
     async def _open_view(self, node: Node) -> ReadView:
         try:
-            return await self._state.in_thread(self._state.store.open_inode, node.inode)
+            return await self._state.calls.run(self._state.store.open_inode, node.inode)
         except NotFound:
             # Removed since the kernel looked it up: ESTALE makes it look again, and report ENOENT.
             raise os_error(errno.ESTALE) from None
@@ -207,8 +207,8 @@ class OpenFiles:
             writing = self._from_entry(entry, ChildName(entry.parent, entry.name), caller)
             writing.is_shared = True
             self._adopt(node, writing)
-        writing = node.writing
-        assert writing is not None, "a lock file that is open for writing has its copy"
+        else:
+            writing = node.writing
         if flags & os.O_TRUNC:
             await self._state.writing.truncate(writing, 0)
         return self._opened(node, is_writer=True, writing=writing)
@@ -235,7 +235,7 @@ class OpenFiles:
         return opened
 
     async def _open_in_place(self, node: Node, flags: int, caller: Caller) -> OpenReply:
-        """Serve an open for writing that came without a walk, through /proc/self/fd or /dev/stdout."""
+        """Serve an open for writing that came without a walk: /proc/self/fd, /dev/stdout."""
         writing = node.writing
         if writing is None:
             entry = self._state.entry(node)
@@ -299,7 +299,7 @@ class OpenFiles:
         view = handle.reading.view
         if view.codec is Codec.RAW and length <= INLINE_READ_BYTES:
             return view.pread(offset, length)
-        return await self._state.in_thread(view.pread, offset, length)
+        return await self._state.calls.run(view.pread, offset, length)
 
     async def write(self, number: int, offset: int, data: bytes | memoryview) -> int:
         """Write all of `data`."""
@@ -364,7 +364,7 @@ class OpenFiles:
             if reading is not None and not reading.openers:
                 if node.reading is reading:
                     node.reading = None
-                await self._state.in_thread(reading.view.close)
+                await self._state.calls.run(reading.view.close)
         finally:
             node.openers -= 1
             self._state.inodes.release(node)

@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from kvfs.aio import BlockingCalls
 from kvfs.clock import Clock
 from kvfs.errors import NotFound
 from kvfs.filesystem import xattrs
-from kvfs.filesystem.handles import Crossing
 from kvfs.filesystem.inodes import Node
 from kvfs.filesystem.mount_state import MountState, os_error
 from kvfs.filesystem.open_files import OpenFiles, check_name
@@ -31,7 +31,7 @@ from kvfs.filesystem.records import (
     OpenReply,
     SpaceReport,
 )
-from kvfs.model import AttributeChange, ChildName, Entry, Kind, PutOptions
+from kvfs.model import AttributeChange, ChildName, Kind, PutOptions
 from kvfs.store.names import RenameMode
 from kvfs.store.store import Store
 
@@ -65,13 +65,11 @@ class Operations:
         store: Store,
         clock: Clock,
         processes: Processes,
-        in_thread: Crossing,
+        calls: BlockingCalls,
         *,
         is_read_only: bool = False,
     ) -> None:
-        self._state = MountState.build(
-            store, clock, processes, in_thread, is_read_only=is_read_only
-        )
+        self._state = MountState.build(store, clock, processes, calls, is_read_only=is_read_only)
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
         self.files = OpenFiles(self._state)
@@ -82,7 +80,9 @@ class Operations:
         """Resolve one component. Raises: OSError ENOENT, also for what others are still writing."""
         state = self._state
         place = ChildName(state.inodes.get(parent).inode, check_name(name))
-        entry = state.store.find_child(place.parent, name)
+        # A lookup is how engines ask "is it there?": it counts as an access, and the file will not
+        # be evicted before they open it.
+        entry = state.store.find_child(place.parent, name, touch=True)
         if entry is None:
             return self._lookup_absent(place, caller)
         node = state.inodes.for_inode(entry.inode)
@@ -119,21 +119,17 @@ class Operations:
         gid = above.gid if above.mode & 0o2000 else caller.gid
         place = ChildName(directory.inode, check_name(name))
         bits = (mode & 0o7777) | (above.mode & 0o2000)
-        entry = await state.in_thread(self._mkdir, place, bits, caller.uid, gid)
+        entry = await state.calls.run(state.store.mkdir, place, mode=bits, uid=caller.uid, gid=gid)
         return state.reply(state.inodes.for_inode(entry.inode))
-
-    def _mkdir(self, place: ChildName, mode: int, uid: int, gid: int) -> Entry:
-        return self._state.store.mkdir(place, mode=mode, uid=uid, gid=gid)
 
     async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> EntryReply:
         state = self._state
         state.require_writable()
         place = ChildName(state.inodes.get(parent).inode, check_name(name))
-        entry = await state.in_thread(self._symlink, place, target, caller)
+        entry = await state.calls.run(
+            state.store.symlink, place, target, uid=caller.uid, gid=caller.gid
+        )
         return state.reply(state.inodes.for_inode(entry.inode))
-
-    def _symlink(self, place: ChildName, target: bytes, caller: Caller) -> Entry:
-        return self._state.store.symlink(place, target, uid=caller.uid, gid=caller.gid)
 
     async def readlink(self, nodeid: int) -> bytes:
         entry = self._state.entry(self._state.inodes.get(nodeid))
@@ -151,7 +147,7 @@ class Operations:
         place = ChildName(state.inodes.get(parent).inode, name)
         state.pending.drop_credits(place)
         try:
-            removed = await state.in_thread(state.store.unlink, place)
+            removed = await state.calls.run(state.store.unlink, place)
         except NotFound:
             writing = state.pending.own_hidden(place, caller.thread)
             if writing is None:
@@ -169,7 +165,7 @@ class Operations:
         entry = state.store.find_child(place.parent, name)
         if entry is not None and state.pending.has_hidden_below(entry.inode):
             raise os_error(errno.ENOTEMPTY)
-        await state.in_thread(state.store.rmdir, place)
+        await state.calls.run(state.store.rmdir, place)
 
     async def rename(
         self,
@@ -192,15 +188,12 @@ class Operations:
         mode = _rename_mode(flags)
         group = state.processes.group_of(caller.thread) if state.pending.has_credits(source) else 0
         try:
-            await state.in_thread(self._rename, source, target, mode)
+            await state.calls.run(state.store.rename, source, target, mode=mode)
         except NotFound:
             await self._rename_absent(source, target, group, caller)
             return
         state.pending.use_credit(source, group)
         self._move_openers(source, target, mode)
-
-    def _rename(self, source: ChildName, target: ChildName, mode: RenameMode) -> None:
-        self._state.store.rename(source, target, mode=mode)
 
     async def _rename_absent(
         self, source: ChildName, target: ChildName, group: int, caller: Caller
@@ -215,7 +208,7 @@ class Operations:
             raise os_error(errno.ENOENT)
         state.pending.use_credit(source, group)
         if state.store.find_child(target.parent, target.name) is None:
-            await state.in_thread(state.store.link, credit.inode, target)
+            await state.calls.run(state.store.link, credit.inode, target)
 
     def _move_openers(self, source: ChildName, target: ChildName, mode: RenameMode) -> None:
         """Files opened for writing through a name that moved are published under the new one.
@@ -245,7 +238,7 @@ class Operations:
         if node.writing is not None and node.writing.is_hidden:
             await self.files.link_unpublished(node, node.writing, target)
         else:
-            await state.in_thread(state.store.link, node.inode, target)
+            await state.calls.run(state.store.link, node.inode, target)
         return state.reply(node)
 
     # -- attributes
@@ -279,7 +272,7 @@ class Operations:
         if writing is not None and writing.is_hidden:
             return
         if self._state.store.stat_inode(node.inode) is not None:
-            await self._state.in_thread(self._state.store.set_attributes, node.inode, change)
+            await self._state.calls.run(self._state.store.set_attributes, node.inode, change)
 
     async def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """Return a value. Raises: OSError ENODATA."""
