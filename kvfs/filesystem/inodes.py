@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvfs.filesystem.records import ROOT_NODEID
+from kvfs.filesystem.records import ROOT_NODEID, Attributes
 from kvfs.model import ROOT_INODE
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Node:
     reading: SharedView | None = None
     overwrites: ChildName | None = None
     """An alias: opening it for writing starts a private file that will replace this name."""
+    shown: Attributes | None = None
+    """What an alias of an unpublished file looks like until it is opened."""
     is_private: bool = field(init=False)
 
     def __post_init__(self) -> None:

@@ -259,11 +259,11 @@ def _start_daemon(options: MountOptions) -> None:
             env=_environment(),
         )
         os.close(its_end)
+        daemon.wait()  # it goes on in a child of its own, so that nobody has to reap it
         word = _read_word(ready)
     finally:
-        os.close(ready)
+        os.close(ready)  # a daemon that comes up too late finds nobody to tell, and ends
     if word is None:
-        daemon.terminate()
         raise Unavailable(
             f"the mount did not come up within {START_SECONDS:.0f} s; {_see_log(options)}"
         )
@@ -330,6 +330,9 @@ def _log_to_file(store: str) -> None:
 
 
 def _serve_as_daemon(options: MountOptions, ready: int) -> int:
+    # The only fork: of a fresh process with one thread, before anything is opened.
+    if os.fork():
+        os._exit(0)
     _log_to_file(options.store)
 
     def report(**words: str) -> None:

@@ -130,6 +130,8 @@ class MountState:
     def attributes(self, node: Node) -> Attributes:
         """Return the stat(2) answer for the node as this mount's openers see it."""
         writing = node.writing
+        if node.shown is not None and writing is None:
+            return node.shown
         if writing is None or writing.staging is None:
             return attributes_of(self.entry(node), node.ino)
         staged = staged_attributes(writing, node.ino)

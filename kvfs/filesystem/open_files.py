@@ -67,6 +67,7 @@ class OpenFiles:
             raise os_error(errno.EEXIST)
         if existing is not None:
             return await self._create_on_existing(place, existing, flags, caller)
+        state.pending.finish_overwrite(caller.thread)
         writing = await self._begin(directory, place, mode, caller)
         await state.writing.begin_empty(writing)
         node = state.inodes.make_private()
@@ -99,7 +100,7 @@ class OpenFiles:
             return await self._open_alias(node, node.overwrites, flags, caller)
         if self._may_join(node, flags, caller):
             return self._opened(node, is_writer=True, writing=node.writing)
-        if self._state.pending.announce_overwrite(caller.thread, self._target(node)):
+        if self._state.pending.announce_overwrite(caller.thread, nodeid):
             raise os_error(errno.ESTALE)
         return await self._open_in_place(node, flags, caller)
 
@@ -217,21 +218,27 @@ class OpenFiles:
         self, node: Node, place: ChildName, flags: int, caller: Caller
     ) -> OpenReply:
         """Start a private file that replaces `place`: empty with O_TRUNC, otherwise a lazy copy."""
-        entry = self._state.store.find_child(place.parent, place.name)
+        state = self._state
+        entry = state.store.find_child(place.parent, place.name)
         if entry is None and node.inode:
-            entry = self._state.store.stat_inode(node.inode)
-        if entry is None:
+            entry = state.store.stat_inode(node.inode)
+        if entry is not None:
+            writing = self._from_entry(entry, place, caller)
+        elif node.shown is not None:
+            directory = state.inodes.for_inode(place.parent)
+            writing = await self._begin(directory, place, node.shown.mode, caller)
+            flags |= os.O_TRUNC
+        else:
             raise os_error(errno.ESTALE)
-        writing = self._from_entry(entry, place, caller)
+        writing.has_twin = True  # its rename may find that the other writer took the name away
         if flags & os.O_TRUNC:
             writing.inode = 0
-            writing.has_twin = True  # its rename may find that the other writer took the name away
-            await self._state.writing.begin_empty(writing)
-        else:
+            await state.writing.begin_empty(writing)
+        elif entry is not None:
             node.inode = entry.inode
         self._adopt(node, writing)
         opened = self._opened(node, is_writer=True, writing=writing)
-        self._state.pending.finish_overwrite(node)
+        state.pending.finish_overwrite(caller.thread)
         return opened
 
     async def _open_in_place(self, node: Node, flags: int, caller: Caller) -> OpenReply:
@@ -274,11 +281,6 @@ class OpenFiles:
         if writing is None or flags & os.O_TRUNC or writing.is_discarded:
             return False
         return writing.creator.thread == caller.thread
-
-    def _target(self, node: Node) -> ChildName | int:
-        if node.writing is not None and node.writing.place is not None:
-            return node.writing.place
-        return node.overwrites or node.nodeid
 
     async def link_unpublished(self, node: Node, writing: WritingFile, target: ChildName) -> None:
         """Give a file without a name (O_TMPFILE) its first one, which publishes it at once."""

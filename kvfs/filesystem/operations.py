@@ -20,6 +20,7 @@ from kvfs.filesystem import xattrs
 from kvfs.filesystem.inodes import Node
 from kvfs.filesystem.mount_state import MountState, os_error
 from kvfs.filesystem.open_files import OpenFiles, check_name
+from kvfs.filesystem.pending_names import Overwrite
 from kvfs.filesystem.processes import Processes
 from kvfs.filesystem.records import (
     SECTOR_BYTES,
@@ -86,26 +87,39 @@ class Operations:
         if entry is None:
             return self._lookup_absent(place, caller)
         node = state.inodes.for_inode(entry.inode)
-        overwrite = state.pending.find_overwrite(caller.thread, place, node.nodeid)
-        if overwrite is not None:
-            if overwrite.alias is None:
-                overwrite.alias = state.inodes.make_private(entry.inode)
-                overwrite.alias.overwrites = place
-                overwrite.alias.holds = 1
-            return state.reply(overwrite.alias, is_fleeting=True)
+        overwrite = state.pending.find_overwrite(caller.thread, place)
+        if overwrite is not None and entry.is_file:
+            return self._lookup_alias(overwrite, place, node)
         return state.reply(node, is_fleeting=bool(state.pending.writers(place)))
 
     def _lookup_absent(self, place: ChildName, caller: Caller) -> EntryReply:
         state = self._state
         writing = state.pending.own_hidden(place, caller.thread)
         if writing is not None:
-            return state.reply(state.inodes.get(writing.nodeid), is_fleeting=True)
+            node = state.inodes.get(writing.nodeid)
+            overwrite = state.pending.find_overwrite(caller.thread, place)
+            if overwrite is not None:
+                return self._lookup_alias(overwrite, place, node)
+            return state.reply(node, is_fleeting=True)
         if state.pending.has_credits(place):
             group = state.processes.group_of(caller.thread)
             credit = state.pending.credit(place, group)
             if credit is not None and state.store.stat_inode(credit.inode) is not None:
                 return state.reply(state.inodes.for_inode(credit.inode), is_fleeting=True)
         raise os_error(errno.ENOENT)
+
+    def _lookup_alias(self, overwrite: Overwrite, place: ChildName, node: Node) -> EntryReply:
+        """Lead a thread that opens a file for writing to an inode of its own."""
+        alias = overwrite.alias
+        if alias is None:
+            alias = self._state.inodes.make_private(node.inode)
+            alias.overwrites = place
+            overwrite.place = place
+            alias.holds = 1
+            if not node.inode:
+                alias.shown = replace(self._state.attributes(node), ino=alias.nodeid)
+            overwrite.alias = alias
+        return self._state.reply(alias, is_fleeting=True)
 
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel drops `count` references to `nodeid`."""

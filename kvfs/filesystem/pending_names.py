@@ -27,15 +27,16 @@ LIFETIME_NS = 10 * 1_000_000_000
 MAX_OVERWRITES = 1024
 MAX_CREDITS = 4096
 
-OverwriteKey = tuple[int, ChildName | int]
-"""Thread, and the name where it is known, otherwise the nodeid that was opened."""
-
 
 @dataclass(slots=True)
 class Overwrite:
     """An OPEN that was answered ESTALE, waiting for the second walk."""
 
+    nodeid: int
+    """What was opened."""
     expires_ns: int
+    place: ChildName | None = None
+    """The name that the walk ended at, once it has."""
     alias: Node | None = None
 
 
@@ -57,7 +58,7 @@ class PendingNames:
         self._drop_alias = drop_alias
         self._writers: dict[ChildName, list[WritingFile]] = {}
         self._writers_in: dict[int, int] = {}
-        self._overwrites: OrderedDict[OverwriteKey, Overwrite] = OrderedDict()
+        self._overwrites: OrderedDict[int, Overwrite] = OrderedDict()
         self._credits: OrderedDict[ChildName, list[Credit]] = OrderedDict()
 
     # -- writers
@@ -106,44 +107,47 @@ class PendingNames:
 
     # -- overwrites
 
-    def announce_overwrite(self, thread: int, target: ChildName | int) -> bool:
-        """Note that `thread` opens `target` for writing.
+    def announce_overwrite(self, thread: int, nodeid: int) -> bool:
+        """Note that `thread` opens `nodeid` for writing and will walk to it again.
 
-        Returns False if it just did and came back without a walk (a /proc/self/fd link): then there
-        is no name to walk to, and the open must be served on the inode itself.
+        Returns False if it just did and came back without a walk (a /proc/self/fd link), or is not
+        known: then there is no name to walk to, and the open must be served on the inode itself.
         """
-        key = (thread, target)
-        known = self._overwrites.pop(key, None)
-        if known is not None and known.alias is None and self._is_fresh(known.expires_ns):
-            return False
+        known = self._overwrites.pop(thread, None)
         if known is not None:
             self._drop(known)
+            if known.nodeid == nodeid and known.alias is None and self._is_fresh(known.expires_ns):
+                return False
+        if not thread:
+            return False
         self._expire_overwrites()
-        self._overwrites[key] = Overwrite(self._deadline())
+        self._overwrites[thread] = Overwrite(nodeid, self._deadline())
         return True
 
-    def find_overwrite(self, thread: int, place: ChildName, nodeid: int) -> Overwrite | None:
-        """Return what `thread` announced for this name, or for the inode the name leads to."""
-        for target in (place, nodeid):
-            known = self._overwrites.get((thread, target))
-            if known is not None and self._is_fresh(known.expires_ns):
-                return known
-        return None
+    def find_overwrite(self, thread: int, place: ChildName) -> Overwrite | None:
+        """Return what `thread` announced, if its walk may end at this file's name.
 
-    def finish_overwrite(self, alias: Node) -> None:
-        """The alias was opened: the walk is over."""
-        for key, known in self._overwrites.items():
-            if known.alias is alias:
-                del self._overwrites[key]
-                self._drop(known)
-                return
+        A thread does one thing at a time: the first file (not directory) that it looks up after
+        ESTALE is the one it opens. By then the name may lead to another inode than before, or the
+        old one may be forgotten, so neither can be asked for.
+        """
+        known = self._overwrites.get(thread)
+        if known is None or not self._is_fresh(known.expires_ns):
+            return None
+        return known if known.place in (None, place) else None
+
+    def finish_overwrite(self, thread: int) -> None:
+        """The walk is over: the alias was opened, or the name was created."""
+        known = self._overwrites.pop(thread, None)
+        if known is not None:
+            self._drop(known)
 
     def _expire_overwrites(self) -> None:
         while self._overwrites:
-            key, oldest = next(iter(self._overwrites.items()))
+            thread, oldest = next(iter(self._overwrites.items()))
             if len(self._overwrites) < MAX_OVERWRITES and self._is_fresh(oldest.expires_ns):
                 return
-            del self._overwrites[key]
+            del self._overwrites[thread]
             self._drop(oldest)
 
     def _drop(self, overwrite: Overwrite) -> None:
