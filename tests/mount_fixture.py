@@ -1,4 +1,7 @@
-"""A store mounted for a test: the daemon is a real one, the mount point private, both gone after."""
+"""A store mounted for a test:
+
+The daemon is a real one, the mount point private, both gone after.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def transports() -> list[str]:
     """The transports that this machine and user can run."""
-    found = ["pyfuse3"]
-    if os.geteuid() == 0:
-        found.append("kernel")
-    return found
+    return ["pyfuse3"]
 
 
 @dataclass(slots=True)
@@ -86,7 +86,9 @@ def wait_until(claim: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) 
         os.sched_yield()
 
 
-def run_python(code: str, *arguments: str | Path, **keywords: object) -> subprocess.CompletedProcess:
+def run_python(
+    code: str, *arguments: str | Path, **keywords: object
+) -> subprocess.CompletedProcess:
     """Run `code` in a fresh process; its standard output must be what the test wants."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],

@@ -62,6 +62,8 @@ class WritingFile:
     is_changed: bool = False
     is_discarded: bool = False
     has_twin: bool = False
+    sealing: os.stat_result | None = None
+    """What its staging looked like, while the store is publishing it."""
     failure: int = 0
     """errno of the first write that failed: the close reports it and publishes nothing."""
     openers: int = 0
@@ -71,9 +73,14 @@ class WritingFile:
     it open for writing; None where every write passes through us."""
     lock: trio.Lock = field(default_factory=trio.Lock)
 
+    def staged(self) -> os.stat_result | None:
+        """Return the private copy's stat, None if there is no private copy."""
+        return os.fstat(self.staging.fd) if self.staging is not None else self.sealing
+
     def size(self) -> int:
-        if self.staging is not None:
-            return os.fstat(self.staging.fd).st_size
+        found = self.staged()
+        if found is not None:
+            return found.st_size
         return self.base.size if self.base is not None else 0
 
 
@@ -205,6 +212,7 @@ class Writing:
         options = writing.options
         if not options.mtime_ns:
             options = replace(options, mtime_ns=os.fstat(staging.fd).st_mtime_ns)
+        writing.sealing = writing.staged()
         writing.staging = None
         try:
             entry = await self._in_thread(self._store.publish, staging, writing.place, options)
@@ -212,6 +220,8 @@ class Writing:
             writing.failure = writing.failure or errno_of(error)
             await self.discard(writing)
             raise
+        finally:
+            writing.sealing = None
         self._close_base(writing)
         writing.inode = entry.inode
         writing.is_changed = writing.is_hidden = False

@@ -44,6 +44,8 @@ class Node:
     """An alias: opening it for writing starts a private file that will replace this name."""
     shown: Attributes | None = None
     """What an alias of an unpublished file looks like until it is opened."""
+    last: Attributes | None = None
+    """As last told to the kernel: what a removed file goes on looking like, without its links."""
     is_private: bool = field(init=False)
 
     def __post_init__(self) -> None:

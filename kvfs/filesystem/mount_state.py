@@ -47,10 +47,8 @@ def attributes_of(entry: Entry, ino: int) -> Attributes:
     )
 
 
-def staged_attributes(writing: WritingFile, ino: int) -> Attributes:
+def staged_attributes(writing: WritingFile, found: os.stat_result, ino: int) -> Attributes:
     """Return the stat(2) answer for a file that exists only in its staging."""
-    assert writing.staging is not None, "only a file with staging is described by it"
-    found = os.fstat(writing.staging.fd)
     options = writing.options
     return Attributes(
         ino=ino,
@@ -127,23 +125,43 @@ class MountState:
             raise os_error(errno.ESTALE)
         return entry
 
-    def attributes(self, node: Node) -> Attributes:
-        """Return the stat(2) answer for the node as this mount's openers see it."""
+    def attributes(self, node: Node, entry: Entry | None = None) -> Attributes:
+        """Return the stat(2) answer for the node as this mount's openers see it.
+
+        entry: the node's entry, if it was just read: by a second look it might be gone.
+        """
         writing = node.writing
-        if node.shown is not None and writing is None:
+        if writing is None and node.shown is not None:
             return node.shown
-        if writing is None or writing.staging is None:
-            return attributes_of(self.entry(node), node.ino)
-        staged = staged_attributes(writing, node.ino)
-        entry = self.find_entry(node)
+        found = None if writing is None else writing.staged()
+        if writing is None or found is None:
+            return self._published_attributes(node, entry)
+        staged = staged_attributes(writing, found, node.ino)
+        entry = entry or self.find_entry(node)
         if entry is None:
             return staged
         published = attributes_of(entry, node.ino)
         return replace(published, size=staged.size, blocks=staged.blocks, mtime_ns=staged.mtime_ns)
 
-    def reply(self, node: Node, *, is_fleeting: bool = False) -> EntryReply:
+    def _published_attributes(self, node: Node, entry: Entry | None) -> Attributes:
+        """Return the store's answer, or the last one known if the file is gone.
+
+        Not ESTALE: an open that checks permissions asks for attributes first, the kernel walks a
+        path only twice, and the second walk is needed for the alias of an overwrite.
+        """
+        entry = entry or self.find_entry(node)
+        if entry is not None:
+            node.last = attributes_of(entry, node.ino)
+            return node.last
+        if node.last is None:
+            raise os_error(errno.ESTALE)
+        return replace(node.last, nlink=0)
+
+    def reply(
+        self, node: Node, entry: Entry | None = None, *, is_fleeting: bool = False
+    ) -> EntryReply:
         """Return the answer that makes the kernel know `node`, and count it as told."""
-        attributes = self.attributes(node)
+        attributes = self.attributes(node, entry)
         self.inodes.remember(node)
         return EntryReply(node.nodeid, attributes, 0.0 if is_fleeting else TIMEOUT_S)
 

@@ -14,7 +14,7 @@ import os
 from kvfs.errors import AlreadyExists, KvfsError, NotFound
 from kvfs.filesystem.handles import Handle, SharedView, WritingFile
 from kvfs.filesystem.inodes import Node
-from kvfs.filesystem.mount_state import MountState, os_error
+from kvfs.filesystem.mount_state import MountState, attributes_of, os_error
 from kvfs.filesystem.processes import Creator, Verdict, judge
 from kvfs.filesystem.records import Caller, EntryReply, OpenReply
 from kvfs.model import (
@@ -136,8 +136,9 @@ class OpenFiles:
             opened = await self._open_shared(node, flags, caller)
         else:
             node = state.inodes.make_private(entry.inode)
+            node.overwrites = place
             opened = await self._open_alias(node, place, flags, caller)
-        return state.reply(node, is_fleeting=True), opened
+        return state.reply(node, entry, is_fleeting=True), opened
 
     async def _begin(
         self, directory: Node, place: ChildName | None, mode: int, caller: Caller
@@ -190,6 +191,8 @@ class OpenFiles:
         return self._opened(node, is_writer=False, reading=reading)
 
     async def _open_view(self, node: Node) -> ReadView:
+        if not node.inode:
+            raise os_error(errno.ENOENT)  # the shadow of a renamed temporary
         try:
             return await self._state.calls.run(self._state.store.open_inode, node.inode)
         except NotFound:
@@ -230,7 +233,6 @@ class OpenFiles:
             flags |= os.O_TRUNC
         else:
             raise os_error(errno.ESTALE)
-        writing.has_twin = True  # its rename may find that the other writer took the name away
         if flags & os.O_TRUNC:
             writing.inode = 0
             await state.writing.begin_empty(writing)
@@ -271,7 +273,7 @@ class OpenFiles:
         return writing
 
     def _adopt(self, node: Node, writing: WritingFile) -> None:
-        node.writing = writing
+        node.writing, node.shown = writing, None
         writing.nodeid = node.nodeid
         self._state.pending.add_writer(writing)
 
@@ -408,8 +410,8 @@ class OpenFiles:
             return
         state.inodes.pair(node, entry.inode)
         node.overwrites = None
-        if writing.has_twin and writing.place is not None:
-            state.pending.give_credit(writing.place, writing.creator.group, entry.inode)
+        if not writing.is_shared:
+            state.pending.give_credit(writing, attributes_of(entry, entry.inode))
 
     def _follow_rename(self, writing: WritingFile) -> None:
         """A published file that was renamed since is published where it is now."""

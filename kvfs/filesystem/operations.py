@@ -20,8 +20,8 @@ from kvfs.filesystem import xattrs
 from kvfs.filesystem.inodes import Node
 from kvfs.filesystem.mount_state import MountState, os_error
 from kvfs.filesystem.open_files import OpenFiles, check_name
-from kvfs.filesystem.pending_names import Overwrite
-from kvfs.filesystem.processes import Processes
+from kvfs.filesystem.pending_names import Credit, Overwrite
+from kvfs.filesystem.processes import Creator, Processes
 from kvfs.filesystem.records import (
     SECTOR_BYTES,
     AttributeRequest,
@@ -32,7 +32,7 @@ from kvfs.filesystem.records import (
     OpenReply,
     SpaceReport,
 )
-from kvfs.model import AttributeChange, ChildName, Kind, PutOptions
+from kvfs.model import AttributeChange, ChildName, Entry, Kind, PutOptions
 from kvfs.store.names import RenameMode
 from kvfs.store.store import Store
 
@@ -89,8 +89,8 @@ class Operations:
         node = state.inodes.for_inode(entry.inode)
         overwrite = state.pending.find_overwrite(caller.thread, place)
         if overwrite is not None and entry.is_file:
-            return self._lookup_alias(overwrite, place, node)
-        return state.reply(node, is_fleeting=bool(state.pending.writers(place)))
+            return self._lookup_alias(overwrite, place, node, entry)
+        return state.reply(node, entry, is_fleeting=bool(state.pending.writers(place)))
 
     def _lookup_absent(self, place: ChildName, caller: Caller) -> EntryReply:
         state = self._state
@@ -99,16 +99,29 @@ class Operations:
             node = state.inodes.get(writing.nodeid)
             overwrite = state.pending.find_overwrite(caller.thread, place)
             if overwrite is not None:
-                return self._lookup_alias(overwrite, place, node)
+                return self._lookup_alias(overwrite, place, node, None)
             return state.reply(node, is_fleeting=True)
-        if state.pending.has_credits(place):
+        overwrite = state.pending.find_overwrite(caller.thread, place)
+        if overwrite is not None and overwrite.alias is not None:
+            return state.reply(overwrite.alias, is_fleeting=True)  # renamed away since the first
+        if overwrite is None and state.pending.has_credits(place):
             group = state.processes.group_of(caller.thread)
             credit = state.pending.credit(place, group)
-            if credit is not None and state.store.stat_inode(credit.inode) is not None:
-                return state.reply(state.inodes.for_inode(credit.inode), is_fleeting=True)
+            if credit is not None:
+                return state.reply(self._owed(credit), is_fleeting=True)
         raise os_error(errno.ENOENT)
 
-    def _lookup_alias(self, overwrite: Overwrite, place: ChildName, node: Node) -> EntryReply:
+    def _owed(self, credit: Credit) -> Node:
+        """Return what a twin's rename moves: the file, or a shadow of it if it is gone already."""
+        if self._state.store.stat_inode(credit.inode) is not None:
+            return self._state.inodes.for_inode(credit.inode)
+        shadow = self._state.inodes.make_private()
+        shadow.shown = replace(credit.attributes, ino=shadow.nodeid)
+        return shadow
+
+    def _lookup_alias(
+        self, overwrite: Overwrite, place: ChildName, node: Node, entry: Entry | None
+    ) -> EntryReply:
         """Lead a thread that opens a file for writing to an inode of its own."""
         alias = overwrite.alias
         if alias is None:
@@ -116,8 +129,7 @@ class Operations:
             alias.overwrites = place
             overwrite.place = place
             alias.holds = 1
-            if not node.inode:
-                alias.shown = replace(self._state.attributes(node), ino=alias.nodeid)
+            alias.shown = replace(self._state.attributes(node, entry), ino=alias.nodeid)
             overwrite.alias = alias
         return self._state.reply(alias, is_fleeting=True)
 
@@ -134,7 +146,7 @@ class Operations:
         place = ChildName(directory.inode, check_name(name))
         bits = (mode & 0o7777) | (above.mode & 0o2000)
         entry = await state.calls.run(state.store.mkdir, place, mode=bits, uid=caller.uid, gid=gid)
-        return state.reply(state.inodes.for_inode(entry.inode))
+        return state.reply(state.inodes.for_inode(entry.inode), entry)
 
     async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> EntryReply:
         state = self._state
@@ -143,7 +155,7 @@ class Operations:
         entry = await state.calls.run(
             state.store.symlink, place, target, uid=caller.uid, gid=caller.gid
         )
-        return state.reply(state.inodes.for_inode(entry.inode))
+        return state.reply(state.inodes.for_inode(entry.inode), entry)
 
     async def readlink(self, nodeid: int) -> bytes:
         entry = self._state.entry(self._state.inodes.get(nodeid))
@@ -200,28 +212,29 @@ class Operations:
         source = ChildName(state.inodes.get(parent).inode, name)
         target = ChildName(state.inodes.get(new_parent).inode, check_name(new_name))
         mode = _rename_mode(flags)
-        group = state.processes.group_of(caller.thread) if state.pending.has_credits(source) else 0
+        renamer = Creator(caller.thread, 0)
+        if state.pending.has_credits(source):
+            renamer = Creator(caller.thread, state.processes.group_of(caller.thread))
         try:
             await state.calls.run(state.store.rename, source, target, mode=mode)
         except NotFound:
-            await self._rename_absent(source, target, group, caller)
+            await self._rename_absent(source, target, renamer)
             return
-        state.pending.use_credit(source, group)
+        state.pending.use_credit(source, renamer)
         self._move_openers(source, target, mode)
 
-    async def _rename_absent(
-        self, source: ChildName, target: ChildName, group: int, caller: Caller
-    ) -> None:
+    async def _rename_absent(self, source: ChildName, target: ChildName, renamer: Creator) -> None:
         state = self._state
-        writing = state.pending.own_hidden(source, caller.thread)
+        writing = state.pending.own_hidden(source, renamer.thread)
         if writing is not None:
             state.pending.move_writer(writing, target)
             return
-        credit = state.pending.credit(source, group) if group else None
+        credit = state.pending.credit(source, renamer.group) if renamer.group else None
         if credit is None:
             raise os_error(errno.ENOENT)
-        state.pending.use_credit(source, group)
-        if state.store.find_child(target.parent, target.name) is None:
+        state.pending.use_credit(source, renamer)
+        is_gone = state.store.stat_inode(credit.inode) is None
+        if not is_gone and state.store.find_child(target.parent, target.name) is None:
             await state.calls.run(state.store.link, credit.inode, target)
 
     def _move_openers(self, source: ChildName, target: ChildName, mode: RenameMode) -> None:
@@ -397,7 +410,7 @@ class Operations:
         if entry is None:
             return None
         node = self._state.inodes.for_inode(entry.inode)
-        return EntryReply(node.nodeid, self._state.attributes(node))
+        return EntryReply(node.nodeid, self._state.attributes(node, entry))
 
     def remember(self, nodeid: int) -> None:
         """A row made by `readdir_entry` was given to the kernel."""

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from kvfs.clock import Clock
 from kvfs.filesystem.handles import WritingFile
 from kvfs.filesystem.inodes import Node
+from kvfs.filesystem.processes import Creator
+from kvfs.filesystem.records import Attributes
 from kvfs.model import ChildName
 
 LIFETIME_NS = 10 * 1_000_000_000
@@ -40,13 +42,17 @@ class Overwrite:
     alias: Node | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Credit:
     """A published temporary that a twin may have renamed away."""
 
-    group: int
+    creator: Creator
     inode: int
     expires_ns: int
+    attributes: Attributes
+    """How the file looked: a twin's rename may have been overtaken, and the file be gone."""
+    has_twin: bool
+    """Another thread wrote the same name about the same time; otherwise it counts for nothing."""
 
 
 class PendingNames:
@@ -71,6 +77,9 @@ class PendingNames:
         others = self._writers.setdefault(place, [])
         for other in others:
             other.has_twin = writing.has_twin = True
+        for credit in self._credits.get(place, ()):
+            if credit.creator != writing.creator and self._is_fresh(credit.expires_ns):
+                credit.has_twin = writing.has_twin = True
         others.append(writing)
         self._writers_in[place.parent] = self._writers_in.get(place.parent, 0) + 1
 
@@ -157,10 +166,16 @@ class PendingNames:
 
     # -- credits
 
-    def give_credit(self, place: ChildName, group: int, inode: int) -> None:
-        """`group` published `inode` under `place`, and a twin may rename it first."""
-        self._credits.setdefault(place, []).append(Credit(group, inode, self._deadline()))
-        del self._credits[place][:-64]  # more twins of one name than any pool has threads
+    def give_credit(self, writing: WritingFile, attributes: Attributes) -> None:
+        """`writing` was published under its name, and a twin may rename that first."""
+        place, creator = writing.place, writing.creator
+        if place is None:
+            return
+        # One thread owes one rename: what it published there before, it has itself replaced.
+        others = [c for c in self._credits.get(place, ()) if c.creator != creator]
+        fresh = Credit(creator, writing.inode, self._deadline(), attributes, writing.has_twin)
+        # More than 64 twins of one name are more than any engine's pool has threads.
+        self._credits[place] = [*others[-63:], fresh]
         self._credits.move_to_end(place)
         while len(self._credits) > MAX_CREDITS:
             self._credits.popitem(last=False)
@@ -169,19 +184,22 @@ class PendingNames:
         return place in self._credits
 
     def credit(self, place: ChildName, group: int) -> Credit | None:
-        """Return the newest credit of this process for this name."""
+        """Return the newest credit of this process for this name, of those that had a twin."""
         for credit in reversed(self._credits.get(place, ())):
-            if credit.group == group and self._is_fresh(credit.expires_ns):
+            is_valid = credit.has_twin and self._is_fresh(credit.expires_ns)
+            if is_valid and credit.creator.group == group:
                 return credit
         return None
 
-    def use_credit(self, place: ChildName, group: int) -> None:
-        """One rename of this name by this process is done: one credit less."""
-        credit = self.credit(place, group)
-        if credit is not None:
-            self._credits[place].remove(credit)
-            if not self._credits[place]:
-                del self._credits[place]
+    def use_credit(self, place: ChildName, creator: Creator) -> None:
+        """A rename of this name is done: one credit less, its thread's own before its process's."""
+        credits = self._credits.get(place, [])
+        own = [c for c in credits if c.creator == creator]
+        own = own or [c for c in credits if c.creator.group == creator.group]
+        if own:
+            credits.remove(own[0])
+        if place in self._credits and not credits:
+            del self._credits[place]
 
     def drop_credits(self, place: ChildName) -> None:
         """The name was removed on purpose: whoever looks must see that."""

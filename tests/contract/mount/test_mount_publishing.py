@@ -206,7 +206,9 @@ def test_overwriting_leaves_readers_their_old_bytes(bucket: Path) -> None:
         with path.open("wb") as writer:
             writer.write(b"new")
             writer.flush()
-            assert run_python("import sys; print(open(sys.argv[1]).read(3))", path).stdout == "old\n"
+            assert (
+                run_python("import sys; print(open(sys.argv[1]).read(3))", path).stdout == "old\n"
+            )
         assert path.read_bytes() == b"new"
         assert reader.read() == b"old" * 999
     assert path.read_bytes() == b"new"
