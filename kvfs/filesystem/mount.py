@@ -347,7 +347,7 @@ def _serve_as_daemon(options: MountOptions, ready: int) -> int:
     except Exception as error:
         log.exception("mount_failed")
         report(status="failed", error="Unavailable", message=f"{type(error).__name__}: {error}")
-        return 1
+        raise
     return 0
 
 

@@ -10,13 +10,12 @@ Must hold: a handler raises nothing but FUSEError; pyfuse3 ends the whole sessio
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from kvfs.errors import Denied, KvfsError, Unavailable
-from kvfs.filesystem.errno_map import errno_of
+from kvfs.errors import Denied, Unavailable
+from kvfs.filesystem.edge import answer
 from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.records import (
     SECTOR_BYTES,
@@ -34,8 +33,6 @@ try:
 except ImportError:  # an installation for the kernel transport alone
     if not TYPE_CHECKING:
         pyfuse3 = None
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -298,14 +295,11 @@ class Handlers:
 
 
 async def _edge(work: Awaitable[T]) -> T:
-    """Run an operation and turn what it raises into an errno: the edge of this transport."""
+    """Run an operation; its errno goes to pyfuse3 in the one exception that it takes."""
     try:
-        return await work
-    except (KvfsError, OSError) as error:
-        raise pyfuse3.FUSEError(errno_of(error)) from None
-    except Exception:
-        log.exception("mount_operation_failed")
-        raise pyfuse3.FUSEError(errno.EIO) from None
+        return await answer(work)
+    except OSError as error:
+        raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

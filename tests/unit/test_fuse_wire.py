@@ -1,4 +1,4 @@
-"""The kernel's messages: whole, cut short, with bytes too many, and layouts against linux/fuse.h."""
+"""The kernel's messages: whole, cut short, with bytes too many; and the layouts of replies."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""The edge of the mount: whatever an operation raises becomes an errno, and nothing else.
+
+Owns the only place of the mount that catches everything. Both transports run every operation
+through it: an exception that escaped would end the session, and with it every open file.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from kvfs.errors import KvfsError
+from kvfs.filesystem.errno_map import errno_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+async def answer(work: Awaitable[T]) -> T:
+    """Await `work` and return its result. Raises: OSError with the errno for the caller, only."""
+    try:
+        return await work
+    except OSError as error:
+        if error.errno:
+            raise
+        raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+    except KvfsError as error:
+        number = errno_of(error)
+        if number == errno.EIO:
+            log.error("mount_operation_failed error=%s", error)
+        raise OSError(number, error.message) from error
+    except Exception as error:
+        log.exception("mount_operation_broken")
+        raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
