@@ -1,0 +1,217 @@
+"""What an engine's name says about a stored value, and which names are one block.
+
+Owns the engines' name grammars (docs/lifecycle.md lists them); knows nothing of stores. A key is
+the path below the namespace, as bytes. The hash in a name covers tokens, chain and salt, never
+rank, tensor-parallel degree, dtype or layer; so every name with one model and one hash holds a
+share of one block, and a share alone is worthless: engines count a block as a hit only when all
+ranks have theirs. Such names have one *group*, and leave the store together.
+Holds: parsing never raises, takes time linear in the key (patterns without nested repeats over
+the same text, tested) and reads at most MAX_PARSED_LENGTH bytes (I8); an unknown name is a group
+of its own; two groups of different engines never meet (engines' groups start with NUL, which no
+key contains).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+MAX_PARSED_LENGTH = 2048
+
+
+class Engine(enum.StrEnum):
+    """Who writes names of this shape. (A StrEnum hashes in C: plans do it a million times.)"""
+
+    LMCACHE = "lmcache"
+    LMCACHE_MP = "lmcache-mp"
+    VLLM = "vllm"
+    VLLM_EXAMPLE = "vllm-example"
+    SGLANG = "sglang"
+    MOONCAKE = "mooncake"
+    LLM_D = "llm-d"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKey:
+    """A parsed name. b"" and -1 stand for what the name does not say."""
+
+    engine: Engine
+    group: bytes
+    """Equal for all shares (ranks, groups, layers, _k/_v) of one block, and only for those."""
+    model: bytes = b""
+    block_hash: bytes = b""
+    rank: int = -1
+    world: int = -1
+    dtype: bytes = b""
+    part: bytes = b""
+    """Layer number, cache group or `k`/`v`, as the name spells it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Grammar:
+    engine: Engine
+    pattern: re.Pattern[bytes]
+    identity: tuple[str, ...]
+    """The fields that all shares of one block have in common; each takes part in every match."""
+    tag: bytes
+    model_index: int
+
+
+def _grammar(engine: Engine, text: bytes, *identity: str) -> _Grammar:
+    tag = b"\0" + engine.value.encode() + b"\0"
+    pattern = re.compile(text, re.DOTALL)
+    return _Grammar(engine, pattern, identity, tag, identity.index("model"))
+
+
+# A directory, then up to two levels of hash buckets. Buckets follow the whole name (Mooncake
+# hashes the key, rank included), so they must not tell two shares of a block apart.
+_FOLDER = rb"(?P<folder>(?:.*?/)??)(?:[0-9a-f]{1,4}/){0,2}"
+_NUMBERS = rb"(?P<numbers>(?:_[0-9]{1,5}){0,8})"
+
+# model@world@worker@hash@dtype[@layer][@tag%value...][@layer]; the hash may be signed.
+_LMCACHE = _grammar(
+    Engine.LMCACHE,
+    _FOLDER + rb"(?P<model>[^@/]+)@(?P<world>[0-9]{1,5})@(?P<rank>[0-9]{1,5})"
+    rb"@(?P<hash>-?[0-9a-f]{1,128})@(?P<dtype>[A-Za-z][A-Za-z0-9_]{0,31})"
+    rb"(?:@(?P<part>[0-9]{1,5}))?(?:@[^@/%]+%[^@/]*)*(?:@(?P<layer>[0-9]{1,5}))?",
+    "folder",
+    "model",
+    "hash",
+)
+# model@kv_rank@group@hash[@salt]; kv_rank = world<<24 | rank<<16 | local_world<<8 | local_rank.
+_LMCACHE_MP = _grammar(
+    Engine.LMCACHE_MP,
+    _FOLDER + rb"(?P<model>[^@/]+)@(?:0x)?(?P<kv_rank>[0-9a-f]{8})@(?P<part>[0-9]{1,5})"
+    rb"@(?P<hash>(?:-|0x)?[0-9a-f]{1,128})(?P<salt>(?:@[^@/]*)?)",
+    "folder",
+    "model",
+    "hash",
+    "salt",
+)
+# model_<config12>_r<rank>/hhh/hh_g<group>/<hash>.bin
+_VLLM = _grammar(
+    Engine.VLLM,
+    rb"(?P<folder>(?:.*/)?)(?P<model>[^/]+_[0-9a-f]{12})_r(?P<rank>[0-9]{1,5})/[0-9a-f]{3}"
+    rb"/[0-9a-f]{2}_g(?P<part>[0-9]{1,5})/(?P<hash>[0-9a-f]{4,128})\.bin",
+    "folder",
+    "model",
+    "hash",
+)
+# model/block_size_.../tp_.../rank_r/dtype/hhh/hh/<hash>.bin
+_LLM_D = _grammar(
+    Engine.LLM_D,
+    rb"(?P<model>.*?/block_size_[^/]*)/tp_(?P<world>[0-9]{1,5})[^/]*/rank_(?P<rank>[0-9]{1,5})"
+    rb"/(?P<dtype>[^/]+)/[0-9a-f]{3}/[0-9a-f]{2}(?:_g(?P<part>[0-9]{1,5}))?"
+    rb"/(?P<hash>[0-9a-f]{4,128})\.bin",
+    "model",
+    "hash",
+)
+# <sha256>_<model>_<rank>_<size>[_pp][_cp][_k|_v][.bin]; MLA without rank and size.
+_SGLANG = _grammar(
+    Engine.SGLANG,
+    _FOLDER + rb"(?P<hash>[0-9a-f]{64})_(?P<model>[^/]*?)" + _NUMBERS + rb"(?:_(?P<part>[kv]))?"
+    rb"(?:\.bin)?",
+    "folder",
+    "model",
+    "hash",
+)
+# [<model>_]<sha256>[_<rank>]_k|_v
+_MOONCAKE = _grammar(
+    Engine.MOONCAKE,
+    _FOLDER + rb"(?P<model>(?:[^/]*_)?)(?P<hash>[0-9a-f]{64})" + _NUMBERS + rb"_(?P<part>[kv])",
+    "folder",
+    "model",
+    "hash",
+)
+# <hash>/<layer>.safetensors
+_VLLM_EXAMPLE = _grammar(
+    Engine.VLLM_EXAMPLE,
+    rb"(?P<folder>(?:.*/)?)(?P<model>)(?P<hash>[0-9a-f]{32,64})/(?P<part>[^/]+)\.safetensors",
+    "folder",
+    "model",
+    "hash",
+)
+_WITH_AT = (_LMCACHE, _LMCACHE_MP)
+_BIN = (_VLLM, _SGLANG)
+_BIN_WITH_RANK = (_LLM_D, _VLLM, _SGLANG)
+_HALVES = (_MOONCAKE, _SGLANG)  # in this order: SGLang's model could be the `k` of <hash>_k
+_TENSORS = (_VLLM_EXAMPLE,)
+
+
+def parse_key(key: bytes) -> EngineKey:
+    """Return what `key` says; Engine.UNKNOWN with the key itself as its group if nothing."""
+    found = _match(key)
+    if found is None:
+        return EngineKey(Engine.UNKNOWN, key)
+    grammar, match = found
+    fields = match.groupdict(b"")
+    rank, world = _rank_and_world(fields)
+    return EngineKey(
+        engine=grammar.engine,
+        group=_group(grammar, match),
+        model=spell_model(fields.get("model", b"")),
+        block_hash=match["hash"],
+        rank=rank,
+        world=world,
+        dtype=fields.get("dtype", b""),
+        part=fields.get("part") or fields.get("layer") or b"",
+    )
+
+
+def identify(key: bytes) -> tuple[Engine, bytes, bytes]:
+    """Return parse_key's (engine, model as written, group) at half its cost: for millions."""
+    found = _match(key)
+    if found is None:
+        return Engine.UNKNOWN, b"", key
+    grammar, match = found
+    fields = match.group(*grammar.identity)
+    return grammar.engine, fields[grammar.model_index], grammar.tag + b"\0".join(fields)
+
+
+def group_of(key: bytes) -> bytes:
+    """Return parse_key(key).group alone."""
+    return identify(key)[2]
+
+
+def spell_model(written: bytes) -> bytes:
+    """Return a model's name as people write it, from how `identify` found it in a key."""
+    return written.removesuffix(b"_").replace(b"-SEP-", b"/")
+
+
+def _match(key: bytes) -> tuple[_Grammar, re.Match[bytes]] | None:
+    """Try only the grammars that the key's most telling bytes allow."""
+    if len(key) > MAX_PARSED_LENGTH:
+        return None
+    grammars: tuple[_Grammar, ...] = ()
+    if b"@" in key:
+        grammars, key = _WITH_AT, key.removesuffix(b".data")
+    elif key.endswith(b".bin"):
+        grammars = _BIN_WITH_RANK if b"/rank_" in key else _BIN
+    elif key.endswith((b"_k", b"_v")):
+        grammars = _HALVES
+    elif key.endswith(b".safetensors"):
+        grammars = _TENSORS
+    for grammar in grammars:
+        match = grammar.pattern.fullmatch(key)
+        if match is not None:
+            return grammar, match
+    return None
+
+
+def _group(grammar: _Grammar, match: re.Match[bytes]) -> bytes:
+    return grammar.tag + b"\0".join(match.group(*grammar.identity))
+
+
+def _rank_and_world(fields: dict[str, bytes]) -> tuple[int, int]:
+    packed = fields.get("kv_rank")
+    if packed:
+        value = int(packed, 16)
+        return value >> 16 & 0xFF, value >> 24
+    numbers = [int(number) for number in fields.get("numbers", b"").split(b"_") if number]
+    rank, world = fields.get("rank"), fields.get("world")
+    return (
+        int(rank) if rank else (numbers[0] if numbers else -1),
+        int(world) if world else (numbers[1] if len(numbers) > 1 else -1),
+    )

@@ -1,0 +1,103 @@
+"""What must hold of every plan, whatever is in the store."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvfs.engine_keys import group_of
+from kvfs.model import Pin
+from kvfs.policy.eviction import Budget, Reason, plan_removals
+from kvfs.policy.expiry import ClockLedger, ClockReading, Rule, RuleSet
+from kvfs.policy.survey import Candidate
+
+NOW = 1_700_000_000
+KEYS = [b"m@4@%d@%02x@half.data" % (rank, block) for rank in range(3) for block in range(4)]
+SIZES = {b"": 0, b"a": 8192, b"b": 4096}
+
+candidates = st.lists(
+    st.builds(
+        Candidate,
+        inode=st.integers(1, 1 << 40),
+        namespace_id=st.integers(1, 2),
+        key=st.sampled_from([*KEYS, b"x", b"y/z"]),
+        stored_bytes=st.integers(0, 10_000),
+        accessed_s=st.integers(NOW - 5000, NOW + 100),
+        written_s=st.integers(NOW - 5000, NOW + 100),
+        expires_at_s=st.sampled_from([0, 0, NOW - 5, NOW + 5]),
+        ttl_s=st.sampled_from([0, 60]),
+        priority=st.integers(0, 255),
+        pin=st.sampled_from([Pin.NONE, Pin.NONE, Pin.SOFT, Pin.HARD]),
+        is_leased=st.booleans(),
+    ),
+    max_size=40,
+    unique_by=lambda candidate: candidate.inode,
+)
+
+
+@given(candidates, st.integers(0, 200_000), st.integers(0, 100_000))
+def test_i5_no_plan_names_what_is_pinned_leased_or_just_promised(
+    names: list[Candidate], used: int, wanted: int
+) -> None:
+    budget = Budget(100_000, used, wanted_bytes=wanted)
+    made = plan_removals(names, budget, NOW, RuleSet([Rule("keep")]))
+    by_inode = {each.inode: each for each in names}
+    for removal in made.removals:
+        gone = by_inode[removal.inode]
+        assert gone.pin != Pin.HARD
+        assert not gone.is_leased
+        if removal.reason is not Reason.EXPIRED:
+            assert gone.accessed_s <= NOW - budget.grace_s
+
+
+@given(candidates, st.integers(0, 200_000), st.integers(0, 100_000))
+def test_a_plan_frees_what_was_asked_or_says_how_much_is_missing(
+    names: list[Candidate], used: int, wanted: int
+) -> None:
+    budget = Budget(100_000, used, wanted_bytes=wanted)
+    made = plan_removals(names, budget, NOW, RuleSet([Rule("keep")]))
+    asked = wanted
+    if used > 0.95 * 100_000:
+        asked = max(asked, used - 90_000)
+    assert made.freed_bytes + made.short_by >= min(asked, used) - 1 or not names
+    assert made.freed_bytes == sum(removal.freed_bytes for removal in made.removals)
+    counts = Counter(removal.inode for removal in made.removals)
+    assert all(count == 1 for count in counts.values())
+
+
+@given(candidates, st.integers(0, 200_000))
+def test_the_shares_of_a_block_leave_together_or_not_at_all(
+    names: list[Candidate], used: int
+) -> None:
+    made = plan_removals(names, Budget(100_000, used), NOW, RuleSet([Rule("keep")]))
+    gone = {removal.inode for removal in made.removals}
+    expired = {removal.inode for removal in made.removals if removal.reason is Reason.EXPIRED}
+    groups: dict[tuple[int, bytes], list[int]] = {}
+    for each in names:
+        if each.inode not in expired:
+            groups.setdefault((each.namespace_id, group_of(each.key)), []).append(each.inode)
+    for members in groups.values():
+        assert len(gone.intersection(members)) in (0, len(members))
+
+
+jumps = st.lists(
+    st.tuples(st.integers(-40 * 86_400, 40 * 86_400), st.integers(0, 3600), st.booleans()),
+    max_size=20,
+)
+
+
+@given(jumps)
+def test_store_time_never_runs_away_from_time_that_passed(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    wall, uptime, boot, passed = NOW, 1000, 0, 0
+    ledger = ClockLedger(ClockReading(wall, uptime, "0"))
+    for jump, elapsed, reboots in steps:
+        wall, passed = wall + jump + elapsed, passed + elapsed
+        uptime, boot = (elapsed, boot + 1) if reboots else (uptime + elapsed, boot)
+        before = ledger.store_time_s(ledger.reading.wall_s)
+        ledger = ledger.advance(ClockReading(wall, uptime, str(boot)))
+        moved = ledger.store_time_s(wall) - before
+        assert -120 <= moved <= max(elapsed, 86_400 if reboots else elapsed) + 120
