@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, Self, TypeVar, cast
 
 import lmdb
 
@@ -41,6 +40,7 @@ from kvfs.index.schema import (
     unpack_entry,
     unpack_inode,
     unpack_namespace,
+    unpack_namespace_id,
 )
 from kvfs.model import ROOT_INODE, Digest, Durability, Entry, Kind, NamespaceId
 
@@ -94,13 +94,20 @@ class _Cursor(Protocol):
 
 
 class ReadTransaction:
-    """Rows as of one moment. Closed by its context manager; belongs to one thread."""
+    """Rows as of one moment. A context manager; belongs to one thread."""
 
-    __slots__ = ("_index", "_txn")
+    __slots__ = ("_bare", "_index", "_txn")
 
     def __init__(self, index: LmdbIndex, txn: lmdb.Transaction) -> None:
         self._index = index
+        self._bare = txn
         self._txn = cast("_Rows", txn)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bare.abort()
 
     def dirent(self, parent: int, piece: bytes) -> tuple[int, int] | None:
         """Return (inode, kind) of one name piece under `parent`."""
@@ -111,6 +118,11 @@ class ReadTransaction:
         """Return a working copy of the inode's row."""
         raw = self._txn.get(pack_u64(inode), db=self._index.inodes)
         return None if raw is None else unpack_inode(raw)
+
+    def namespace_of(self, inode: int) -> NamespaceId | None:
+        """Return the namespace of an inode, without unpacking the rest."""
+        raw = self._txn.get(pack_u64(inode), db=self._index.inodes)
+        return None if raw is None else unpack_namespace_id(raw)
 
     def block(self, digest: Digest) -> BlockRow | None:
         """Return a working copy of the block's row."""
@@ -323,14 +335,12 @@ class LmdbIndex:
         self.meta = self.tables["meta"]
         self._begin = self._env.begin
 
-    @contextmanager
-    def read(self) -> Iterator[ReadTransaction]:
-        """Open a read transaction for microseconds.
+    def read(self) -> ReadTransaction:
+        """Open a read transaction for microseconds; use it in a `with`.
 
         Raises: Unavailable (all reader slots taken even after dead ones were freed).
         """
-        with self.begin_read() as txn:
-            yield ReadTransaction(self, txn)
+        return ReadTransaction(self, self.begin_read())
 
     def find_file(self, namespace: bytes, key: bytes) -> Entry | None:
         """Return the file of a literal key: the hottest path, 4 gets for 3 components.

@@ -63,11 +63,11 @@ class Target:
 def find_namespace(txn: ReadTransaction, name: bytes) -> tuple[NamespaceId, int]:
     """Return (namespace id, inode) of a bucket. Raises: NamespaceNotFound."""
     found = txn.dirent(ROOT_INODE, name + b"/")
-    row = txn.inode(found[0]) if found else None
-    if found is None or row is None:
+    namespace_id = txn.namespace_of(found[0]) if found else None
+    if found is None or namespace_id is None:
         shown = name.decode("utf-8", "replace")
         raise NamespaceNotFound(f"there is no bucket or first directory {shown!r}: create it first")
-    return row.namespace_id, found[0]
+    return namespace_id, found[0]
 
 
 def resolve_target(txn: ReadTransaction, place: Place) -> Target:

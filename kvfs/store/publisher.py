@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from kvfs.codec.digest import digest_file
+from kvfs.codec.digest import digest_bytes, digest_file
 from kvfs.errors import InvalidArgument, NamespaceNotFound, NotFound, Unavailable
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
@@ -73,13 +73,26 @@ class Publisher:
         self._trash = trash
         self._trust = trust
 
-    def publish(self, staging: Staging, place: Place, options: PutOptions) -> Entry:
-        """Make `staging` the object at `place`; see Store.publish."""
+    def publish(
+        self,
+        staging: Staging,
+        place: Place,
+        options: PutOptions,
+        data: bytes | memoryview | None = None,
+    ) -> Entry:
+        """Make `staging` the object at `place`; see Store.publish.
+
+        data: the very bytes just written to `staging`, where the caller still has them: hashing
+        memory is a third cheaper than mapping the file (140 against 200 us a MiB).
+        """
         try:
             size = staging.size
             staging.ensure(size)
             salt, label = self._prepare(place, options, size)
-            digest = self._hash(staging.fd, size, salt)
+            if data is None:
+                digest = self._hash(staging.fd, size, salt)
+            else:
+                digest = digest_bytes(salt, data) if size else NO_DIGEST
         except BaseException:
             staging.close()
             raise
@@ -104,11 +117,12 @@ class Publisher:
             if namespace is None:
                 raise NamespaceNotFound("the bucket was deleted meanwhile: create it again")
             path = _label_path(txn, place, target.namespace_id)
-        row = self.row(options, 0, NO_DIGEST, now_ns, namespace.default_ttl_s)
+        ttl_s, expires_at_s = _lifetime(options, namespace.default_ttl_s, now_ns)
         label = BlockLabel(
-            target.namespace_id, now_ns, row.mtime_ns, size, Codec.RAW, row.mode,
-            row.uid, row.gid, row.priority, row.pin, row.expires_at_s, row.ttl_s,
-        row.ttl_class, row.is_sliding, row.etag, path,
+            target.namespace_id, now_ns, options.mtime_ns or now_ns, size, Codec.RAW,
+            options.mode & 0o7777, options.uid, options.gid, min(options.priority, 254),
+            options.pin, expires_at_s, ttl_s, options.ttl_class, options.is_sliding,
+            options.etag, path,
         )  # fmt: skip
         return namespace.salt, label
 
@@ -210,8 +224,7 @@ class Publisher:
         options: PutOptions, size: int, digest: Digest, now_ns: int, default_ttl_s: int
     ) -> InodeRow:
         """Return a new file's row, its lifetime starting now."""
-        ttl_s = default_ttl_s if options.ttl_s is None else options.ttl_s
-        now_s = now_ns // 1_000_000_000
+        ttl_s, expires_at_s = _lifetime(options, default_ttl_s, now_ns)
         return InodeRow(
             Kind.FILE,
             NamespaceId(0),
@@ -221,8 +234,8 @@ class Publisher:
             size=size,
             mtime_ns=options.mtime_ns or now_ns,
             ctime_ns=now_ns,
-            accessed_s=now_s,
-            expires_at_s=now_s + ttl_s if ttl_s else 0,
+            accessed_s=now_ns // 1_000_000_000,
+            expires_at_s=expires_at_s,
             ttl_s=ttl_s,
             ttl_class=options.ttl_class,
             priority=min(options.priority, 254),
@@ -247,6 +260,12 @@ class Publisher:
                 self._context.files.unlink(sealed.digest, sealed.generation)
             os.close(sealed.file.descriptor)
         self._space.release(reserved - (sealed.charged if sealed.is_used else 0))
+
+
+def _lifetime(options: PutOptions, default_ttl_s: int, now_ns: int) -> tuple[int, int]:
+    """Return (ttl_s, expires_at_s)."""
+    ttl_s = default_ttl_s if options.ttl_s is None else options.ttl_s
+    return ttl_s, now_ns // 1_000_000_000 + ttl_s if ttl_s else 0
 
 
 def _label_path(txn: ReadTransaction, place: Place, namespace_id: NamespaceId) -> bytes:

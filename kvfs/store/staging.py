@@ -17,8 +17,8 @@ from kvfs.store.space import Space
 
 STEP = 8 << 20
 """Reserved at a time for a writer that does not say how much is coming."""
-PREALLOCATE_FROM = 1 << 20
-"""fallocate saves 0.06 CPU s/GB on large files and only costs on small ones."""
+PREALLOCATE_FROM = 4 << 20
+"""fallocate saves 0.06 CPU s/GB on large files and only costs (20 us) on small ones."""
 MAX_OBJECT_LENGTH = 5 << 40
 """S3's limit on one object: 5 TiB."""
 
@@ -136,8 +136,9 @@ class Staging:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            self.close()
+        if self._file is not None:  # dropped without publish or close: nothing may leak
+            with contextlib.suppress(OSError):
+                self.close()
 
     def _preallocate(self, length: int) -> None:
         try:

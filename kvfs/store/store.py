@@ -295,7 +295,7 @@ class Store:
         except BaseException:
             staging.close()
             raise
-        return self.publish(staging, place, options)
+        return self._publisher.publish(staging, place, options or PutOptions(), data)
 
     def copy(self, source: Place, target: ObjectPath, options: PutOptions | None = None) -> Entry:
         """Give an object's bytes a second name: a row within a namespace, a byte copy across.
