@@ -3,7 +3,7 @@
 The first thread to find no commit under way becomes the leader and commits everything queued, its
 own change included; threads that arrive meanwhile wait and are committed by the next leader. There
 is no committer thread to hand over to, because that hand-over (two thread switches) cost as much as
-the commit itself for a lone writer: docs/adr/0002.
+the commit itself for a lone writer: docs/adr/0007.
 
 Holds: an operation sees the changes of those before it in the batch; one that fails leaves
 nothing, and does not harm its neighbours. Lock order: `_leader` before LMDB's write lock; nothing

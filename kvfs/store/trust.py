@@ -3,7 +3,7 @@
 Owns the suspect ranges in `meta` and the check of a suspect block. At durability `cache` files are
 not synced before their commit, so after a power loss a committed row may name a torn file.
 Every row carries the publish counter at its commit; one syncfs vouches for every row up to the
-counter read before it (`synced_sequence`, one number instead of a mark on each row: docs/adr/0003).
+counter read before it (`synced_sequence`, one number instead of a mark on each row: docs/adr/0008).
 An opener that finds itself alone after an unclean stop declares everything between that number and
 the counter suspect: each such block is hashed once, at its first use, then trusted or dropped (I1).
 SIGKILL makes nothing suspect while other processes, or the next one, sync in time.
