@@ -207,7 +207,7 @@ def _check_headers(head: Head) -> None:
 
 def _choose(head: Head, target: Target, scope: Scope) -> Operation:
     names = _parameter_names(target)
-    rules = _table().get((head.method, scope))
+    rules = route_table().get((head.method, scope))
     if rules is None:
         raise S3Error("MethodNotAllowed")
     present = {*names, *(f"{n}={v}" for n, v in names.items() if n in _LITERAL)}
@@ -251,11 +251,13 @@ def _refusal(names: dict[str, str]) -> S3Error:
 
 @functools.cache
 def _known_parameters() -> frozenset[str]:
-    return frozenset(name for rules in _table().values() for rule in rules for name in rule.allows)
+    return frozenset(
+        name for rules in route_table().values() for rule in rules for name in rule.allows
+    )
 
 
 @functools.cache
-def _table() -> dict[tuple[str, Scope], tuple[_Rule, ...]]:
+def route_table() -> dict[tuple[str, Scope], tuple[_Rule, ...]]:
     """Every operation of S3 by method and scope, the most demanding rule first."""
     table: dict[tuple[str, Scope], list[_Rule]] = {}
     for name in s3_service().operation_names:

@@ -1,0 +1,240 @@
+"""One client connection: heads in, answers out, in order, until either side ends it.
+
+Owns the cycle of a connection and the edge at which foreign exceptions become a 500. Pipelined
+requests are answered one after the other; whatever a request left unread is read away when it is
+little, and otherwise the connection is closed after the answer, gently, so that it arrives.
+
+Holds: an answer is sent completely or the connection is closed; no byte of one request is ever
+taken for the next one's head.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from kvfs.errors import KvfsError
+from kvfs_gateway.s3.errors import ErrorContext, S3Error, render_error
+from kvfs_gateway.s3.head import Head, find_head_end, parse_head
+from kvfs_gateway.s3.http_dates import render_http_date
+from kvfs_gateway.s3.routing import Addressing
+from kvfs_gateway.server.access_log import Access, AccessLog
+from kvfs_gateway.server.body import RequestBody
+from kvfs_gateway.server.dispatch import answer, health_answer
+from kvfs_gateway.server.error_map import to_s3_error
+from kvfs_gateway.server.metrics import WorkerMetrics
+from kvfs_gateway.server.response import CONTINUE, XML, Response, render_head
+from kvfs_gateway.server.send_object import send_object
+from kvfs_gateway.server.service import Service
+from kvfs_gateway.server.transport import Disconnected, Transport
+
+log = logging.getLogger(__name__)
+
+HEAD_SECONDS = 10.0
+"""From a head's first byte to its last."""
+IDLE_SECONDS = 75.0
+"""Between two requests; SDK pools keep connections about 60 s."""
+SEND_SECONDS = 60.0
+"""An answer, or a window of one, must leave within this."""
+LINGER_SECONDS = 2.0
+DISCARD_LENGTH = 256 * 1024
+"""A refused body up to this length is read away to keep the connection."""
+LINGER_LENGTH = 4 * 1024 * 1024
+RECEIVE_LENGTH = 16 * 1024
+
+
+@dataclass(slots=True)
+class RequestIds:
+    """Request ids of one worker: 16 hexadecimal digits, random once, then counting."""
+
+    first: int
+    count: int = 0
+
+    def next(self) -> str:
+        self.count += 1
+        return f"{(self.first + self.count) & 0xFFFFFFFFFFFFFFFF:016X}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """What all connections of a listener share."""
+
+    service: Service
+    addressing: Addressing
+    metrics: WorkerMetrics
+    access_log: AccessLog
+    request_ids: RequestIds
+    is_draining: Callable[[], bool] = field(default=lambda: False)
+
+
+class Connection:
+    """Serves one transport until it ends."""
+
+    def __init__(self, transport: Transport, settings: ConnectionSettings) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._service = settings.service
+        self._inbox = bytearray()
+        self.is_idle = True
+
+    async def serve(self) -> None:
+        """Answer requests until the peer leaves, errs, or the worker drains."""
+        try:
+            while await self._serve_one():
+                if self._settings.is_draining():
+                    break
+        except Disconnected:
+            pass
+        finally:
+            self._transport.close()
+
+    async def _serve_one(self) -> bool:
+        """Answer one request; return whether another may follow."""
+        try:
+            head = await self._read_head()
+        except S3Error as error:
+            request_id = self._settings.request_ids.next()
+            await self._send_error(None, error, request_id, keeps_alive=False)
+            await self._linger()
+            return False
+        if head is None:
+            return False
+        body = RequestBody(
+            self._transport, head, self._inbox, self._service.buffers, self._send_continue
+        )
+        try:
+            return await self._answer(head, body)
+        finally:
+            body.close()
+            self.is_idle = True
+
+    async def _read_head(self) -> Head | None:
+        """Return the next head, None when the peer is done. Raises: S3Error, Disconnected."""
+        inbox = self._inbox
+        searched = 0
+        self._transport.deadline = trio.current_time() + (HEAD_SECONDS if inbox else IDLE_SECONDS)
+        while True:
+            # One empty line before a request is let pass (RFC 9112, 2.2); some clients send it.
+            if searched == 0 and inbox[:2] == b"\r\n":
+                del inbox[:2]
+            end = find_head_end(inbox, searched)
+            if end >= 0:
+                self.is_idle = False
+                data = bytes(inbox[:end])
+                del inbox[:end]
+                return parse_head(data)
+            searched = len(inbox)
+            data = await self._transport.receive(RECEIVE_LENGTH)
+            if not data:
+                return None
+            if not searched:
+                self._transport.deadline = trio.current_time() + HEAD_SECONDS
+            inbox += data
+
+    async def _answer(self, head: Head, body: RequestBody) -> bool:
+        request_id = self._settings.request_ids.next()
+        started = trio.current_time()
+        access = Access(self._transport.peer, request_id, head)
+        try:
+            response = await self._respond(head, body, access)
+        except S3Error as error:
+            return await self._refuse(head, body, error, access, started)
+        keeps_alive = head.keeps_alive and not self._settings.is_draining()
+        keeps_alive = keeps_alive and await body.discard(DISCARD_LENGTH)
+        await self._send(head, response, request_id, keeps_alive=keeps_alive)
+        self._record(access, response.status, response.content_length, started)
+        return keeps_alive
+
+    async def _respond(self, head: Head, body: RequestBody, access: Access) -> Response:
+        """Return the answer. Raises: S3Error, Disconnected; every other error becomes a 500."""
+        settings = self._settings
+        try:
+            if "authorization" not in head.headers and b"/health" in head.target[:14]:
+                found = health_answer(head)
+                if found is not None:
+                    return found
+            return await answer(
+                self._service, settings.addressing, head, body, access, access.request_id
+            )
+        except KvfsError as error:
+            raise to_s3_error(error) from error
+        except (S3Error, Disconnected):
+            raise
+        except Exception as error:
+            # The connection edge: one broken request must not take the worker down.
+            log.exception("event=request_failed request_id=%s", access.request_id)
+            settings.metrics.count_failure()
+            raise S3Error("InternalError", closes=True) from error
+
+    async def _refuse(
+        self, head: Head, body: RequestBody, error: S3Error, access: Access, started: float
+    ) -> bool:
+        keeps_alive = head.keeps_alive and not error.closes and not self._settings.is_draining()
+        keeps_alive = keeps_alive and await body.discard(DISCARD_LENGTH)
+        length = await self._send_error(head, error, access.request_id, keeps_alive=keeps_alive)
+        self._record(access, error.status, length, started, error.code)
+        if not keeps_alive and not body.is_at_end:
+            await self._linger()
+        return keeps_alive
+
+    def _record(
+        self, access: Access, status: int, length: int, started: float, code: str = ""
+    ) -> None:
+        seconds = trio.current_time() - started
+        self._settings.metrics.count_request(access.operation, status, length, seconds)
+        self._settings.access_log.write(access, status, length, seconds, code)
+
+    async def _send_continue(self) -> None:
+        await self._transport.send(CONTINUE)
+
+    async def _send(
+        self, head: Head | None, response: Response, request_id: str, *, keeps_alive: bool
+    ) -> None:
+        is_bodyless = (head is not None and head.method == "HEAD") or not response.has_length
+        date = render_http_date(self._service.clock.now_ns() // 1_000_000_000)
+        data = render_head(
+            response,
+            date=date,
+            request_id=request_id,
+            keeps_alive=keeps_alive,
+            is_http_1_0=head is not None and head.is_http_1_0,
+        )
+        self._transport.deadline = trio.current_time() + SEND_SECONDS
+        view = response.view
+        try:
+            if is_bodyless or view is None:
+                await self._transport.send(data if is_bodyless else data + response.body)
+                return
+            await self._transport.send(data, more=True)
+            await send_object(
+                self._transport, self._service, view, response.offset, response.length, SEND_SECONDS
+            )
+        finally:
+            if view is not None:
+                view.close()
+
+    async def _send_error(
+        self, head: Head | None, error: S3Error, request_id: str, *, keeps_alive: bool
+    ) -> int:
+        resource = head.target.partition(b"?")[0].decode("latin-1") if head is not None else "/"
+        body = render_error(error, ErrorContext(resource, request_id))
+        response = Response(error.status, [XML, *error.headers], body, has_length=True)
+        if error.status == 304:
+            response = Response(304, list(error.headers), has_length=False)
+        await self._send(head, response, request_id, keeps_alive=keeps_alive)
+        return len(body)
+
+    async def _linger(self) -> None:
+        """Take in what the peer still sends for a moment: closing now would reset the connection
+        and destroy the answer on its way (RFC 9112, 9.6)."""
+        await self._transport.finish_sending()
+        self._transport.deadline = trio.current_time() + LINGER_SECONDS
+        taken = 0
+        while taken < LINGER_LENGTH:
+            data = await self._transport.receive(RECEIVE_LENGTH)
+            if not data:
+                return
+            taken += len(data)

@@ -1,0 +1,67 @@
+"""From an authenticated call to its handler: the table, and the health paths beside it.
+
+Owns the completeness of the table: a test proves that every operation that routing can name has a
+handler here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from kvfs_gateway.s3.head import Head
+from kvfs_gateway.s3.routing import Addressing, Operation
+from kvfs_gateway.server import (
+    bucket_handlers,
+    listing_handlers,
+    object_handlers,
+)
+from kvfs_gateway.server.access_log import Access
+from kvfs_gateway.server.body import RequestBody
+from kvfs_gateway.server.response import Response
+from kvfs_gateway.server.service import Call, Service
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+HANDLERS: dict[Operation, Handler] = {
+    Operation.LIST_BUCKETS: bucket_handlers.list_buckets,
+    Operation.CREATE_BUCKET: bucket_handlers.create_bucket,
+    Operation.HEAD_BUCKET: bucket_handlers.head_bucket,
+    Operation.DELETE_BUCKET: bucket_handlers.delete_bucket,
+    Operation.GET_BUCKET_LOCATION: bucket_handlers.get_bucket_location,
+    Operation.GET_BUCKET_VERSIONING: bucket_handlers.get_bucket_versioning,
+    Operation.LIST_OBJECTS: listing_handlers.list_objects,
+    Operation.LIST_OBJECTS_V2: listing_handlers.list_objects_v2,
+    Operation.LIST_OBJECT_VERSIONS: listing_handlers.list_object_versions,
+    Operation.PUT_OBJECT: object_handlers.put_object,
+    Operation.GET_OBJECT: object_handlers.get_object,
+    Operation.HEAD_OBJECT: object_handlers.head_object,
+    Operation.DELETE_OBJECT: object_handlers.delete_object,
+}
+
+_HEALTH_PATHS = frozenset(
+    {b"/health/live", b"/health/ready", b"/minio/health/live", b"/minio/health/ready"}
+)
+
+
+def health_answer(head: Head) -> Response | None:
+    """Return the answer to a health probe, None when `head` is none."""
+    if head.target not in _HEALTH_PATHS or head.method not in ("GET", "HEAD"):
+        return None
+    return Response(200, [("Content-Type", "text/plain")], b"ok\n")
+
+
+async def answer(
+    service: Service,
+    addressing: Addressing,
+    head: Head,
+    body: RequestBody,
+    access: Access,
+    request_id: str,
+) -> Response:
+    """Authorize a request and run its handler. Raises: S3Error, KvfsError, Disconnected."""
+    target, route, authentication = service.authorize(head, addressing)
+    access.operation = route.operation
+    access.requester = authentication.access_key
+    access.bucket, access.key = route.bucket, route.key
+    call = Call(service, head, target, route, authentication, body, request_id)
+    return await HANDLERS[route.operation](call)

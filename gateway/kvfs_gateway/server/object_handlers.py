@@ -1,0 +1,258 @@
+"""PUT, GET, HEAD and DELETE of one object.
+
+Owns the order of the checks: conditions before the body is asked for, every promise about the body
+before it becomes visible. HEAD and a miss run on the event loop alone: an index lookup takes
+microseconds, a hop to a thread more than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from kvfs.store.staging import Staging
+
+from kvfs.errors import Corrupt, NotFound
+from kvfs.model import Entry, PutOptions, WriteCondition
+from kvfs_gateway.s3.conditions import (
+    Outcome,
+    decide,
+    read_conditions,
+    write_if_match,
+    write_must_be_absent,
+)
+from kvfs_gateway.s3.errors import S3Error
+from kvfs_gateway.s3.ranges import ByteRange, parse_range, unsatisfiable
+from kvfs_gateway.server.body import MAX_MD5_LENGTH
+from kvfs_gateway.server.bucket_handlers import require_bucket
+from kvfs_gateway.server.object_headers import (
+    PARTS,
+    apply_overrides,
+    checksum_attributes,
+    object_headers,
+    read_attributes,
+)
+from kvfs_gateway.server.response import Header, Response, empty_response
+from kvfs_gateway.server.service import Call
+
+MAX_PUT_LENGTH = 5 * 1024**3
+"""S3's limit on one PUT; larger objects come in parts."""
+
+
+def read_write_condition(call: Call) -> WriteCondition:
+    """Return what must hold of the present object. Raises: S3Error NotImplemented."""
+    headers = call.head.headers
+    must_be_absent = write_must_be_absent(headers)
+    etag = write_if_match(headers)
+    if must_be_absent and etag:
+        raise S3Error("InvalidRequest", "If-Match and If-None-Match exclude each other.")
+    return WriteCondition(must_be_absent, etag)
+
+
+async def put_object(call: Call) -> Response:
+    """Store the body under the key, all of it or nothing."""
+    options = PutOptions(
+        attributes=read_attributes(call.head.headers), condition=read_write_condition(call)
+    )
+    length = expected_length(call)
+    namespace = require_bucket(call)
+    _refuse_early(call, options.condition)
+    wants_md5 = call.service.has_md5_etags or (length is not None and length <= MAX_MD5_LENGTH)
+    call.body.begin(call.authentication, wants_md5=wants_md5)
+    store = call.service.store
+    staging = await call.service.write(store.stage, namespace.namespace_id, size_bytes=length)
+    try:
+        size = await receive(call, staging, MAX_PUT_LENGTH)
+        digests = call.body.finish()
+        if length is not None and size != length:
+            raise S3Error("IncompleteBody")
+        options = with_digests(options, digests.md5_hex, checksum_attributes(digests.checksum))
+        entry = await call.service.write(store.publish, staging, call.path, options)
+    finally:
+        staging.close()
+    return empty_response(200, put_headers(entry))
+
+
+def expected_length(call: Call) -> int | None:
+    """Return the payload's declared length. Raises: S3Error (absent, or too large)."""
+    if "content-length" not in call.head.headers and "transfer-encoding" not in call.head.headers:
+        raise S3Error("MissingContentLength")
+    length = call.body.decoded_length(call.authentication)
+    if length is not None and length > MAX_PUT_LENGTH:
+        raise S3Error("EntityTooLarge")
+    return length
+
+
+def _refuse_early(call: Call, condition: WriteCondition) -> None:
+    """Refuse before the body is sent what publishing would refuse in its transaction anyway."""
+    if not (condition.must_be_absent or condition.etag):
+        return
+    entry = call.service.store.find(call.path)
+    if condition.must_be_absent and entry is not None:
+        raise S3Error("PreconditionFailed", fields=(("Condition", "If-None-Match"),))
+    if condition.etag and entry is None:
+        raise S3Error("NoSuchKey")
+    if condition.etag not in ("", "*") and entry is not None and entry.etag != condition.etag:
+        raise S3Error("PreconditionFailed", fields=(("Condition", "If-Match"),))
+
+
+async def receive(call: Call, staging: Staging, limit: int) -> int:
+    """Write the payload into `staging`; return its length. Raises: S3Error, NoSpace."""
+    offset = 0
+    while True:
+        slices = await call.body.read()
+        if not slices:
+            return offset
+        end = offset + sum(len(piece) for piece in slices)
+        if end > limit:
+            raise S3Error("EntityTooLarge", closes=True)
+        if end > staging.reserved:
+            # Growing the reservation commits to the index and may evict.
+            await call.service.write(staging.ensure, min(end + 8 * 1024 * 1024, limit))
+        for piece in slices:
+            offset += staging.pwrite(piece, offset)
+
+
+def with_digests(options: PutOptions, md5_hex: str, attributes: dict[str, bytes]) -> PutOptions:
+    """Return `options` with the ETag and checksum that the body turned out to have."""
+    return PutOptions(
+        mode=options.mode,
+        attributes={**options.attributes, **attributes},
+        etag=md5_hex,
+        ttl_s=options.ttl_s,
+        is_sliding=options.is_sliding,
+        ttl_class=options.ttl_class,
+        priority=options.priority,
+        condition=options.condition,
+    )
+
+
+def put_headers(entry: Entry) -> list[Header]:
+    """Return what a PUT answers with."""
+    headers = object_headers(entry, with_checksum=True)
+    shown = ("ETag", "x-amz-expiration")
+    return [
+        header
+        for header in headers
+        if header[0] in shown or header[0].startswith("x-amz-checksum-")
+    ]
+
+
+async def head_object(call: Call) -> Response:
+    """Answer a HEAD from the index alone."""
+    entry = call.service.store.find(call.path, touch=True)
+    if entry is None:
+        raise miss(call)
+    response, _ = read_response(call, entry)
+    return response
+
+
+async def get_object(call: Call) -> Response:
+    """Answer with the object's bytes, or a range of them."""
+    service = call.service
+    entry = service.store.find(call.path)
+    if entry is None:
+        raise miss(call)
+    response, extent = read_response(call, entry)
+    if response.status == 304 or extent.length == 0:
+        return response
+    try:
+        view = await service.read(service.store.open_read, call.path)
+    except (NotFound, Corrupt):
+        raise miss(call) from None
+    try:
+        if view.entry.inode != entry.inode:  # replaced between lookup and open
+            response, extent = read_response(call, view.entry)
+        if response.status == 304 or extent.length == 0:
+            view.close()
+            return response
+    except BaseException:
+        view.close()
+        raise
+    response.view, response.offset, response.length = view, extent.offset, extent.length
+    return response
+
+
+def read_response(call: Call, entry: Entry) -> tuple[Response, ByteRange]:
+    """Return the head of a read's answer and the range it covers. Raises: S3Error 412, 416."""
+    headers = call.head.headers
+    outcome = decide(read_conditions(headers), entry.etag, entry.mtime_ns // 1_000_000_000)
+    if outcome is Outcome.FAILED:
+        raise S3Error("PreconditionFailed")
+    wants_checksum = headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
+    extent, status, extra = _extent(call, entry)
+    shown = object_headers(entry, with_checksum=wants_checksum and status == 200)
+    if outcome is Outcome.NOT_MODIFIED:
+        kept = ("ETag", "Last-Modified", "Cache-Control", "Expires")
+        return empty_response(304, [header for header in shown if header[0] in kept]), extent
+    shown = apply_overrides(shown, call.target) if len(call.target.query) else shown
+    return Response(status, shown + extra, length=extent.length), extent
+
+
+def _extent(call: Call, entry: Entry) -> tuple[ByteRange, int, list[Header]]:
+    """Return the bytes that Range or partNumber ask for, the status, and headers to say so."""
+    text = call.head.headers.get("range", "")
+    part = call.parameter("partNumber")
+    if part:
+        if text:
+            raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber.")
+        return _part_extent(entry, part)
+    found = parse_range(text, entry.size) if text else None
+    if found is None:
+        return ByteRange(0, entry.size, entry.size), 200, []
+    return found, 206, [("Content-Range", found.content_range)]
+
+
+def _part_extent(entry: Entry, part: str) -> tuple[ByteRange, int, list[Header]]:
+    sizes = part_sizes(entry)
+    if not (part.isascii() and part.isdigit() and 1 <= int(part[:6]) <= 10_000):
+        raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000")
+    number = int(part[:6])
+    if number > max(len(sizes), 1):
+        raise S3Error("InvalidPartNumber", headers=unsatisfiable(entry.size).headers)
+    counted = [("x-amz-mp-parts-count", str(len(sizes)))] if sizes else []
+    if not sizes:
+        sizes = [entry.size]
+    extent = ByteRange(sum(sizes[: number - 1]), sizes[number - 1], entry.size)
+    if not extent.length:
+        return extent, 200, counted
+    return extent, 206, [*counted, ("Content-Range", extent.content_range)]
+
+
+def part_sizes(entry: Entry) -> list[int]:
+    """Return the sizes of the parts an object was uploaded in; [] for a single PUT."""
+    stored = entry.attributes.get(PARTS, b"")
+    try:
+        sizes = [int(size) for size in stored.split(b",")] if stored else []
+    except ValueError:
+        return []
+    return sizes if sum(sizes) == entry.size else []  # somebody else changed the file or the list
+
+
+def miss(call: Call) -> S3Error:
+    """Return the 404 for a key that is not there, or whose bucket is not."""
+    if call.service.store.find_namespace(call.route.bucket) is None:
+        return S3Error("NoSuchBucket", fields=(("BucketName", bucket_name(call)),))
+    return S3Error("NoSuchKey", fields=(("Key", call.route.key.decode("utf-8", "replace")),))
+
+
+def bucket_name(call: Call) -> str:
+    """Return the bucket for an error body."""
+    return call.route.bucket.decode("utf-8", "replace")
+
+
+async def delete_object(call: Call) -> Response:
+    """Remove the object; a key that is not there is success, as S3 has it."""
+    etag = write_if_match(call.head.headers)
+    store = call.service.store
+    entry = store.find(call.path)
+    if entry is None:
+        if store.find_namespace(call.route.bucket) is None:
+            raise miss(call)
+        if etag:
+            raise S3Error("NoSuchKey")
+        return empty_response(204)
+    if etag not in ("", "*", entry.etag):
+        raise S3Error("PreconditionFailed")
+    with contextlib.suppress(NotFound):  # a racing delete was first: the outcome is the same
+        await call.service.write(store.delete, call.path)
+    return empty_response(204)

@@ -1,0 +1,195 @@
+"""An object's S3 headers, and the extended attributes in which both doors keep them.
+
+Owns the mapping `Content-Type` <-> `user.s3.content-type`, `x-amz-meta-x` <-> `user.s3.meta.x`, and
+so on. Values are the header's bytes as latin-1 text. Holds: what a client may set is limited to
+2 KiB of metadata, as S3 limits it; what the mount wrote there is cleaned before it is a header.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Mapping
+
+from kvfs.model import Entry
+from kvfs_gateway.s3.checksums import HEADER_PREFIX, Algorithm, encode_base64
+from kvfs_gateway.s3.errors import S3Error
+from kvfs_gateway.s3.http_dates import render_http_date
+from kvfs_gateway.s3.target import Target
+from kvfs_gateway.server.response import Header, clean
+
+MAX_METADATA_LENGTH = 2048
+MAX_TAGS = 10
+DEFAULT_CONTENT_TYPE = "binary/octet-stream"
+
+PREFIX = "user.s3."
+META_PREFIX = PREFIX + "meta."
+CHECKSUM_PREFIX = PREFIX + "checksum."
+CHECKSUM_TYPE = PREFIX + "checksum-type"
+PARTS = PREFIX + "parts"
+"""Sizes of a multipart object's parts, comma-separated, so that `partNumber` can be answered."""
+TAGGING = PREFIX + "tagging"
+STORAGE_CLASS = PREFIX + "storage-class"
+
+_PLAIN_HEADERS = (
+    "content-type",
+    "content-encoding",
+    "content-disposition",
+    "content-language",
+    "cache-control",
+    "expires",
+)
+_SHOWN_AS = {name: "-".join(word.title() for word in name.split("-")) for name in _PLAIN_HEADERS}
+_OVERRIDES = {f"response-{name}".encode(): name for name in _PLAIN_HEADERS}
+_STORAGE_CLASSES = frozenset({"STANDARD", "REDUCED_REDUNDANCY"})
+
+
+def read_attributes(headers: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the attributes that a PUT, copy or CreateMultipartUpload sets.
+
+    Raises: S3Error MetadataTooLarge, InvalidStorageClass, InvalidTag.
+    """
+    attributes: dict[str, bytes] = {}
+    metadata_length = 0
+    for name, value in headers.items():
+        if name.startswith("x-amz-meta-"):
+            metadata_length += len(name) - len("x-amz-meta-") + len(value)
+            attributes[META_PREFIX + name.removeprefix("x-amz-meta-")] = value.encode("latin-1")
+        elif name in _PLAIN_HEADERS:
+            kept = _without_aws_chunked(value) if name == "content-encoding" else value
+            if kept:
+                attributes[PREFIX + name] = kept.encode("latin-1")
+    if metadata_length > MAX_METADATA_LENGTH:
+        raise S3Error("MetadataTooLarge")
+    storage_class = headers.get("x-amz-storage-class", "STANDARD")
+    if storage_class not in _STORAGE_CLASSES:
+        raise S3Error("InvalidStorageClass")
+    if storage_class != "STANDARD":
+        attributes[STORAGE_CLASS] = storage_class.encode("ascii")
+    if headers.get("x-amz-tagging"):
+        attributes[TAGGING] = pack_tags(parse_tagging_header(headers["x-amz-tagging"]))
+    return attributes
+
+
+def _without_aws_chunked(value: str) -> str:
+    codings = [coding.strip() for coding in value.split(",")]
+    return ",".join(coding for coding in codings if coding and coding.lower() != "aws-chunked")
+
+
+def checksum_attributes(
+    checksum: tuple[Algorithm, bytes] | None, kind: str = "FULL_OBJECT", suffix: str = ""
+) -> dict[str, bytes]:
+    """Return the attributes that keep a computed checksum; suffix: `-<parts>` of a composite."""
+    if checksum is None:
+        return {}
+    algorithm, value = checksum
+    return {
+        CHECKSUM_PREFIX + algorithm.value: (encode_base64(value) + suffix).encode("ascii"),
+        CHECKSUM_TYPE: kind.encode("ascii"),
+    }
+
+
+def stored_checksum(entry_attributes: Mapping[str, bytes]) -> tuple[Algorithm, str, str] | None:
+    """Return (algorithm, base64 text, type) that an object keeps."""
+    for algorithm in Algorithm:
+        value = entry_attributes.get(CHECKSUM_PREFIX + algorithm.value)
+        if value is not None:
+            kind = entry_attributes.get(CHECKSUM_TYPE, b"FULL_OBJECT")
+            return algorithm, clean(value.decode("latin-1")), clean(kind.decode("latin-1"))
+    return None
+
+
+def object_headers(entry: Entry, *, with_checksum: bool) -> list[Header]:
+    """Return the headers of a GET or HEAD of `entry`, but for length and range."""
+    headers: list[Header] = [
+        ("Last-Modified", render_http_date(entry.mtime_ns // 1_000_000_000)),
+        ("ETag", f'"{entry.etag}"'),
+        ("Accept-Ranges", "bytes"),
+    ]
+    attributes = entry.attributes
+    if PREFIX + "content-type" not in attributes:
+        headers.append(("Content-Type", DEFAULT_CONTENT_TYPE))
+    for name, value in attributes.items():
+        header = _header_of(name)
+        if header:
+            headers.append((header, clean(value.decode("latin-1"))))
+    if entry.expires_at_s:
+        date = render_http_date(entry.expires_at_s)
+        headers.append(("x-amz-expiration", f'expiry-date="{date}", rule-id="ttl"'))
+    if TAGGING in attributes:
+        headers.append(("x-amz-tagging-count", str(len(unpack_tags(attributes[TAGGING])))))
+    checksum = stored_checksum(attributes) if with_checksum else None
+    if checksum is not None:
+        headers.append((checksum[0].header, checksum[1]))
+        headers.append((HEADER_PREFIX + "type", checksum[2]))
+    return headers
+
+
+def _header_of(attribute: str) -> str:
+    """Return the header that shows an attribute, "" if none does."""
+    if not attribute.startswith(PREFIX):
+        return ""
+    if attribute.startswith(META_PREFIX):
+        name = "x-amz-meta-" + attribute.removeprefix(META_PREFIX)
+        return name if name.isascii() and name.isprintable() and not set(name) & set(" :") else ""
+    if attribute == STORAGE_CLASS:
+        return "x-amz-storage-class"
+    return _SHOWN_AS.get(attribute.removeprefix(PREFIX), "")
+
+
+def apply_overrides(headers: list[Header], target: Target) -> list[Header]:
+    """Return `headers` with the response-* parameters of the query in their place.
+
+    Raises: S3Error InvalidArgument for a value that would break out of its header.
+    """
+    wanted: dict[str, str] = {}
+    for name, value in target.query:
+        shown = _SHOWN_AS.get(_OVERRIDES.get(name, ""), "")
+        if shown:
+            text = value.decode("latin-1")
+            if clean(text) != text:
+                raise S3Error(
+                    "InvalidArgument", f"The value of {name.decode()} is no header value."
+                )
+            wanted[shown] = text
+    if not wanted:
+        return headers
+    return [header for header in headers if header[0] not in wanted] + list(wanted.items())
+
+
+# -- tags
+
+Tags = tuple[tuple[str, str], ...]
+
+
+def parse_tagging_header(text: str) -> Tags:
+    """Return the tags of x-amz-tagging, which is written like a query. Raises: S3Error."""
+    try:
+        pairs = urllib.parse.parse_qsl(
+            text, keep_blank_values=True, strict_parsing=True, max_num_fields=64, errors="strict"
+        )
+    except ValueError:
+        raise S3Error("InvalidArgument", "The x-amz-tagging header is malformed.") from None
+    return check_tags(tuple(pairs))
+
+
+def check_tags(tags: Tags) -> Tags:
+    """Return `tags` if S3 would take them. Raises: S3Error InvalidTag, BadRequest."""
+    if len(tags) > MAX_TAGS:
+        raise S3Error("BadRequest", "Object tags cannot be greater than 10")
+    if len({key for key, _ in tags}) != len(tags):
+        raise S3Error("InvalidTag", "Cannot provide multiple Tags with the same key")
+    for key, value in tags:
+        if not 1 <= len(key) <= 128 or len(value) > 256 or key.startswith("aws:"):
+            raise S3Error("InvalidTag")
+    return tags
+
+
+def pack_tags(tags: Tags) -> bytes:
+    """Return the stored form of tags."""
+    return urllib.parse.urlencode(tags).encode("ascii")
+
+
+def unpack_tags(stored: bytes) -> Tags:
+    """Return the tags in an attribute, whoever wrote it."""
+    text = stored.decode("latin-1")
+    return tuple(urllib.parse.parse_qsl(text, keep_blank_values=True)[:MAX_TAGS])

@@ -1,0 +1,46 @@
+"""Sending an object's bytes: sendfile for what is in memory, threads for what is not.
+
+Owns the choice. A window of at most 8 MiB is looked up in the page cache; what is missing is loaded
+by a bounded pool of threads first, so a cold disk delays this connection and no other. Objects that
+are not stored raw are decoded in the same pool, a window at a time.
+"""
+
+from __future__ import annotations
+
+import trio
+from kvfs.store.reader import ReadView
+
+from kvfs.model import Codec
+from kvfs_gateway.server.page_cache import is_cached, load
+from kvfs_gateway.server.service import Service
+from kvfs_gateway.server.transport import SEND_WINDOW, Transport
+
+COPY_WINDOW = 1024 * 1024
+"""Bytes in memory at once for a connection that cannot use sendfile."""
+
+
+async def send_object(
+    transport: Transport,
+    service: Service,
+    view: ReadView,
+    offset: int,
+    length: int,
+    seconds: float,
+) -> None:
+    """Send `[offset, offset + length)` of `view`; each window has `seconds` to leave.
+
+    Raises: Disconnected, KvfsError (the head is out by then: the caller closes).
+    """
+    is_raw = view.codec is Codec.RAW
+    end = offset + length
+    while offset < end:
+        transport.deadline = trio.current_time() + seconds
+        if is_raw and transport.can_sendfile:
+            window = min(end - offset, SEND_WINDOW)
+            if not is_cached(view.fd, offset, window):
+                await service.read(load, view.fd, offset, window)
+            await transport.send_file(view.fd, offset, window)
+        else:
+            window = min(end - offset, COPY_WINDOW)
+            await transport.send(await service.read(view.pread, offset, window))
+        offset += window

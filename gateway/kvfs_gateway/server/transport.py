@@ -1,0 +1,119 @@
+"""One client's socket: non-blocking calls first, the event loop only when the kernel has nothing.
+
+Owns the system calls on a connection and its deadline. The deadline is a plain number that the
+worker's reaper looks at once a second: a cancel scope per wait costs 4 us, a tenth of a whole HEAD.
+Holds: nothing here blocks; a peer that stalls is cut off by its deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Protocol
+
+import trio
+
+SEND_WINDOW = 8 * 1024 * 1024
+"""Most bytes one sendfile call is asked for, so that no connection keeps the loop for long."""
+
+
+class Disconnected(Exception):
+    """The peer closed or reset the connection, or never finished what it began."""
+
+
+class Transport(Protocol):
+    """What a connection needs of its peer, with or without TLS."""
+
+    deadline: float
+    """trio's time at which the reaper cuts the connection off."""
+    can_sendfile: bool
+    peer: str
+
+    async def receive(self, limit: int) -> bytes:
+        """Return 1 to `limit` bytes, b"" at the end of the stream. Raises: Disconnected."""
+        ...
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Fill the front of `buffer`; return the count, 0 at the end. Raises: Disconnected."""
+        ...
+
+    async def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
+        """Send all of `data`; `more` says that bytes follow at once. Raises: Disconnected."""
+        ...
+
+    async def send_file(self, fd: int, offset: int, length: int) -> None:
+        """Send a window of a file whose pages are in memory. Raises: Disconnected."""
+        ...
+
+    async def finish_sending(self) -> None:
+        """Tell the peer that nothing more comes."""
+        ...
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        ...
+
+
+class PlainTransport:
+    """A TCP connection without TLS."""
+
+    can_sendfile = True
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        """Take over a connected, non-blocking socket."""
+        self._socket = sock
+        self.peer = peer
+        self.deadline = 0.0
+
+    async def receive(self, limit: int) -> bytes:
+        while True:
+            try:
+                return self._socket.recv(limit)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+            except OSError as error:
+                raise Disconnected(str(error)) from None
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        while True:
+            try:
+                return self._socket.recv_into(buffer)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+            except OSError as error:
+                raise Disconnected(str(error)) from None
+
+    async def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
+        flags = socket.MSG_MORE if more else 0
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._socket.send(left, flags) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+            except OSError as error:
+                raise Disconnected(str(error)) from None
+
+    async def send_file(self, fd: int, offset: int, length: int) -> None:
+        out = self._socket.fileno()
+        end = offset + length
+        while offset < end:
+            try:
+                sent = os.sendfile(out, fd, offset, end - offset)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+                continue
+            except OSError as error:
+                raise Disconnected(str(error)) from None
+            if sent == 0:
+                raise Disconnected("the file is shorter than its entry says")
+            offset += sent
+
+    async def finish_sending(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise Disconnected(str(error)) from None
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,179 @@
+"""One worker process: opens the store, serves its sockets, drains on SIGTERM.
+
+Owns a worker's life. It is started as a fresh program (never forked with an open index) with its
+settings as JSON in its one argument; secrets come from the environment or the store's own file.
+Ends with its supervisor (PR_SET_PDEATHSIG), so nothing is left running.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import trio
+from kvfs.open_store import open_store
+
+from kvfs.clock import SystemClock, SystemRandomness
+from kvfs.config import process_environment, read_root_credential
+from kvfs.errors import KvfsError
+from kvfs_gateway.s3.routing import Addressing, route_table
+from kvfs_gateway.server.access_log import AccessFormat, AccessLog
+from kvfs_gateway.server.connection import ConnectionSettings, RequestIds
+from kvfs_gateway.server.listener import ConnectionSet, accept_forever, reap_forever
+from kvfs_gateway.server.metrics import WorkerMetrics
+from kvfs_gateway.server.service import Service
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 25.0
+"""After SIGTERM; systemd kills after 90 s by default, Kubernetes after 30."""
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """One inherited listening socket."""
+
+    fd: int
+    default_bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """All that a worker is told; no secrets."""
+
+    store: str
+    worker: int
+    listeners: tuple[ListenerSettings, ...]
+    metrics_fd: int
+    ready_fd: int
+    virtual_hosts: tuple[str, ...] = ()
+    access_format: str = "none"
+    region: str = "us-east-1"
+    has_md5_etags: bool = False
+
+    def to_json(self) -> str:
+        """Return the form that goes into the worker's argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerSettings:
+        """Return what `to_json` wrote."""
+        fields = json.loads(text)
+        fields["listeners"] = tuple(ListenerSettings(**item) for item in fields["listeners"])
+        fields["virtual_hosts"] = tuple(fields["virtual_hosts"])
+        return cls(**fields)
+
+
+class Worker:
+    """Serves until it is told to stop."""
+
+    def __init__(self, settings: WorkerSettings, service: Service) -> None:
+        self._settings = settings
+        self._service = service
+        self._connections = ConnectionSet()
+        self._metrics = WorkerMetrics(settings.metrics_fd, settings.worker)
+        form = AccessFormat(settings.access_format)
+        self._access_log = AccessLog(form, service.clock, _write_stdout)
+        self._request_ids = RequestIds(int.from_bytes(service.randomness.token(8), "big"))
+        self._is_draining = False
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, then answer what was begun and return."""
+        listeners = [
+            (socket.socket(fileno=item.fd), self._connection_settings(item))
+            for item in self._settings.listeners
+        ]
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as accepting:
+                    async with trio.open_nursery() as acceptors:
+                        for listener, settings in listeners:
+                            acceptors.start_soon(
+                                accept_forever, listener, settings, self._connections, nursery
+                            )
+                        acceptors.start_soon(
+                            reap_forever, self._connections, self._access_log.flush
+                        )
+                        os.write(self._settings.ready_fd, b"1")
+                        await self._obey(signals, accepting)
+                await self._drain(nursery)
+        self._access_log.flush()
+
+    def _connection_settings(self, item: ListenerSettings) -> ConnectionSettings:
+        addressing = Addressing(self._settings.virtual_hosts, os.fsencode(item.default_bucket))
+        return ConnectionSettings(
+            self._service,
+            addressing,
+            self._metrics,
+            self._access_log,
+            self._request_ids,
+            lambda: self._is_draining,
+        )
+
+    async def _obey(self, signals: AsyncIterator[int], stop: trio.CancelScope) -> None:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                self._reload()
+            else:
+                stop.cancel()
+                return
+
+    def _reload(self) -> None:
+        """Read the credential again; keep the old one when the new one cannot be read."""
+        try:
+            credential = read_root_credential(self._service.store.path, process_environment())
+        except KvfsError as error:
+            log.error("event=reload_failed error=%s", error)
+            return
+        self._service.credential = credential
+        log.info("event=reloaded")
+
+    async def _drain(self, nursery: trio.Nursery) -> None:
+        self._is_draining = True
+        self._connections.close_idle()
+        with trio.move_on_after(DRAIN_SECONDS):
+            while self._connections.open:
+                await trio.sleep(0.02)
+                self._connections.reap(trio.current_time())
+        nursery.cancel_scope.cancel()
+
+
+def _write_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run one worker; return its exit status."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    settings = WorkerSettings.from_json(sys.argv[1])
+    clock, randomness = SystemClock(), SystemRandomness()
+    route_table()  # built before the first request needs it
+    try:
+        credential = read_root_credential(Path(settings.store), process_environment())
+        store = open_store(
+            Path(settings.store), clock=clock, randomness=randomness, background=True
+        )
+    except KvfsError as error:
+        log.error("event=start_failed error=%s", error)
+        return 1
+    with store:
+        service = Service(
+            store, clock, randomness, credential, settings.region, settings.has_md5_etags
+        )
+        trio.run(Worker(settings, service).run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
