@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 import trio
-from kvfs.format import read_format
 
 from kvfs.config import process_environment, read_root_credential, store_from_environment
 from kvfs.errors import (
@@ -26,6 +25,7 @@ from kvfs.errors import (
     Unavailable,
     UnsupportedFormat,
 )
+from kvfs.format import read_format
 from kvfs_gateway.server.listener import Address, listen, parse_address
 from kvfs_gateway.server.supervisor import Listening, Supervisor
 from kvfs_gateway.server.worker import WorkerSettings

@@ -145,7 +145,7 @@ def pack_inode(row: InodeRow) -> bytes:
     if row.target:
         body += struct.pack("<H", len(row.target)) + row.target
     if row.attributes:
-        body += _pack_attributes(row.attributes)
+        body += pack_attributes(row.attributes)
     return body
 
 
@@ -172,7 +172,7 @@ def unpack_inode(raw: bytes) -> InodeRow:
         length = int.from_bytes(raw[at : at + 2], "little")
         target = raw[at + 2 : at + 2 + length]
         at += 2 + length
-    attributes = _unpack_attributes(raw, at) if at < len(raw) else _NO_ATTRIBUTES
+    attributes = unpack_attributes(raw, at) if at < len(raw) else _NO_ATTRIBUTES
     return InodeRow(
         _KINDS[kind], namespace_id, mode, uid, gid, size, mtime_ns, ctime_ns, accessed_s,
         expires_at_s, ttl_s, ttl_class, priority, _PINS[pin], nlink, parent, name, Digest(digest),
@@ -291,7 +291,7 @@ def pack_namespace(row: NamespaceRow) -> bytes:
         row.inode, row.created_ns, row.object_count, row.logical_bytes, row.quota_bytes,
         row.quota_objects, row.default_ttl_s, len(row.salt),
     )  # fmt: skip
-    return head + row.salt + _pack_attributes(row.attributes)
+    return head + row.salt + pack_attributes(row.attributes)
 
 
 def unpack_namespace(raw: bytes) -> NamespaceRow:
@@ -302,7 +302,7 @@ def unpack_namespace(raw: bytes) -> NamespaceRow:
     at = _NAMESPACE.size + salt_length
     return NamespaceRow(
         inode, created_ns, objects, logical, quota_bytes, quota_objects, ttl_s,
-        raw[_NAMESPACE.size : at], _unpack_attributes(raw, at),
+        raw[_NAMESPACE.size : at], unpack_attributes(raw, at),
     )  # fmt: skip
 
 
@@ -311,7 +311,8 @@ def attributes_length(attributes: Mapping[str, bytes]) -> int:
     return sum(6 + len(name.encode()) + len(value) for name, value in attributes.items())
 
 
-def _pack_attributes(attributes: Mapping[str, bytes]) -> bytes:
+def pack_attributes(attributes: Mapping[str, bytes]) -> bytes:
+    """Return the stored form of extended attributes; it ends with the row."""
     pieces = []
     for name, value in attributes.items():
         encoded = name.encode("utf-8", "surrogateescape")
@@ -319,7 +320,8 @@ def _pack_attributes(attributes: Mapping[str, bytes]) -> bytes:
     return b"".join(pieces)
 
 
-def _unpack_attributes(raw: bytes, at: int) -> Mapping[str, bytes]:
+def unpack_attributes(raw: bytes, at: int) -> Mapping[str, bytes]:
+    """Return the attributes stored from `at` to the end of `raw`."""
     attributes = {}
     while at < len(raw):
         name_length, value_length = _ATTRIBUTE.unpack_from(raw, at)

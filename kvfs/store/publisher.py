@@ -13,6 +13,8 @@ Holds: I2 (a row names only complete, linked, and at `durable` synced files), I3
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Protocol
 
 from kvfs.codec.digest import digest_bytes, digest_file
 from kvfs.errors import InvalidArgument, NamespaceNotFound, NotFound, Unavailable
@@ -41,7 +43,6 @@ from kvfs.store.objects import (
     resolve_target,
 )
 from kvfs.store.space import Space
-from kvfs.store.staging import Staging
 from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
 
@@ -52,7 +53,7 @@ MAX_ATTEMPTS = 4
 class _Sealed:
     """A hashed staging file on its way to a commit."""
 
-    __slots__ = ("charged", "digest", "file", "generation", "is_used", "size")
+    __slots__ = ("charged", "digest", "file", "generation", "is_used", "moved", "size")
 
     def __init__(self, file: StagingFile, size: int, digest: Digest) -> None:
         self.file = file
@@ -62,6 +63,29 @@ class _Sealed:
         self.generation: int | None = None
         """Set once the file is linked."""
         self.is_used = False
+        self.moved = 0
+        """Bytes that the commit put into this process's grant besides what was reserved."""
+
+
+class Publishable(Protocol):
+    """A complete file on the blocks' file system that nobody writes to any more."""
+
+    @property
+    def fd(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def ensure(self, total_bytes: int, /) -> None: ...
+
+    def take(self) -> tuple[StagingFile, int]: ...
+
+    def close(self) -> None: ...
+
+
+Also = Callable[[WriteTransaction], int]
+"""More to change in the publishing transaction; returns the bytes it moved into this process's
+grant. It may run twice (the first transaction is then undone) and raise instead of changing."""
 
 
 class Publisher:
@@ -75,10 +99,11 @@ class Publisher:
 
     def publish(
         self,
-        staging: Staging,
+        staging: Publishable,
         place: Place,
         options: PutOptions,
         data: bytes | memoryview | None = None,
+        also: Also | None = None,
     ) -> Entry:
         """Make `staging` the object at `place`; see Store.publish.
 
@@ -99,7 +124,7 @@ class Publisher:
         file, reserved = staging.take()
         sealed = _Sealed(file, size, digest)
         try:
-            entry, trash = self._commit(sealed, place, options, label)
+            entry, trash = self._commit(sealed, place, options, label, also)
         finally:
             self._settle(sealed, reserved)
         self._trash.add(trash)
@@ -133,7 +158,12 @@ class Publisher:
             raise os_error(error, "cannot read back a staging file") from error
 
     def _commit(
-        self, sealed: _Sealed, place: Place, options: PutOptions, label: BlockLabel
+        self,
+        sealed: _Sealed,
+        place: Place,
+        options: PutOptions,
+        label: BlockLabel,
+        also: Also | None,
     ) -> tuple[Entry, list[TrashKey]]:
         if sealed.digest:
             with self._context.index.read() as txn:
@@ -142,10 +172,10 @@ class Publisher:
                 self._link(sealed, label)
         for _ in range(MAX_ATTEMPTS):
             done = self._context.commit(
-                lambda txn: self._insert(txn, sealed, place, options, label.published_ns)
+                lambda txn: self._insert(txn, sealed, place, options, label.published_ns, also)
             )
             if done is not None:
-                entry, trash, sealed.is_used = done
+                entry, trash, sealed.is_used, sealed.moved = done
                 return entry, trash
             self._link(sealed, label)
         raise Unavailable("the block came and went while it was published: retry")
@@ -171,7 +201,8 @@ class Publisher:
         place: Place,
         options: PutOptions,
         now_ns: int,
-    ) -> tuple[Entry, list[TrashKey], bool] | None:
+        also: Also | None,
+    ) -> tuple[Entry, list[TrashKey], bool, int] | None:
         """The transaction; None = the file must be linked first. All checks precede all changes."""
         target = resolve_target(txn, place)
         check_condition(txn, target, options.condition, now_ns // 1_000_000_000)
@@ -179,19 +210,21 @@ class Publisher:
         if namespace is None:
             raise NotFound("the bucket was deleted meanwhile: create it again")
         is_used, trash = False, []
+        block = txn.block(sealed.digest) if sealed.digest else None
+        is_live = block is not None and self._trust.is_usable(block)
+        if sealed.digest and not is_live and sealed.generation is None:
+            return None
+        moved = also(txn) if also is not None else 0
         if sealed.digest:
-            block = txn.block(sealed.digest)
-            if block is not None and self._trust.is_usable(block):
+            if block is not None and is_live:
                 block.refs += 1
                 txn.put_block(sealed.digest, block)
-            elif sealed.generation is None:
-                return None
             else:
                 trash = self._insert_block(txn, sealed, block, target.namespace_id)
                 is_used = True
         row = self.row(options, sealed.size, sealed.digest, now_ns, namespace.default_ttl_s)
         inode, dropped = add_name(txn, target, row, self._context.files, now_ns)
-        return entry_of(inode, row), trash + dropped, is_used
+        return entry_of(inode, row), trash + dropped, is_used, moved
 
     def _insert_block(
         self,
@@ -259,7 +292,7 @@ class Publisher:
             if not sealed.is_used:
                 self._context.files.unlink(sealed.digest, sealed.generation)
             os.close(sealed.file.descriptor)
-        self._space.release(reserved - (sealed.charged if sealed.is_used else 0))
+        self._space.release(reserved + sealed.moved - (sealed.charged if sealed.is_used else 0))
 
 
 def _lifetime(options: PutOptions, default_ttl_s: int, now_ns: int) -> tuple[int, int]:

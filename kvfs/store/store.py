@@ -29,9 +29,11 @@ from kvfs.model import (
     Namespace,
     NamespaceId,
     ObjectPath,
+    PartInfo,
     Place,
     PutOptions,
     StoreUsage,
+    UploadInfo,
 )
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.context import StoreContext
@@ -41,12 +43,14 @@ from kvfs.store.maintenance import Maintenance, Step
 from kvfs.store.names import Names, RenameMode
 from kvfs.store.namespaces import Namespaces
 from kvfs.store.objects import TrashKey, add_name, check_condition, resolve_target
+from kvfs.store.part_files import PartWriter
 from kvfs.store.publisher import Publisher
 from kvfs.store.reader import Reader, ReadView
 from kvfs.store.space import Space
 from kvfs.store.staging import Staging
 from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
+from kvfs.store.uploads import CompletePart, Uploads
 
 COPY_PIECE = 8 << 20
 
@@ -77,6 +81,7 @@ class Store:
         self._publisher = Publisher(context, self._space, self._trash, self._trust)
         self._names = Names(context, self._trash)
         self._namespaces = Namespaces(context)
+        self._uploads = Uploads(context, self._space, self._publisher, self._reader)
         self._maintenance: Maintenance | None = None
         if is_first and not context.is_read_only:
             self._space.reclaim_dead()
@@ -341,6 +346,63 @@ class Store:
         inode, trash = add_name(txn, target, row, self._context.files, now_ns)
         return entry_of(inode, row), trash
 
+    # -- multipart uploads ----------------------------------------------------------------------
+
+    def create_upload(self, path: ObjectPath, options: PutOptions | None = None) -> UploadInfo:
+        """Begin an upload of `path` in parts. Raises: NamespaceNotFound, InvalidName."""
+        return self._uploads.create(path, options or PutOptions())
+
+    def find_upload(self, upload_id: str, path: ObjectPath) -> UploadInfo:
+        """Return an upload in progress. Raises: UploadNotFound (also when it is another key's)."""
+        return self._uploads.find(upload_id, path)
+
+    def list_uploads(
+        self, namespace: bytes, *, prefix: bytes = b"", after: tuple[bytes, str] = (b"", "")
+    ) -> list[UploadInfo]:
+        """Return the uploads in progress by (key, upload id), those behind `after`.
+
+        Raises: NamespaceNotFound.
+        """
+        return self._uploads.in_progress(namespace, prefix=prefix, after=after)
+
+    def write_part(
+        self, upload_id: str, path: ObjectPath, part_number: int, *, size_bytes: int | None = None
+    ) -> PartWriter:
+        """Return a writer for one part; it counts once its `finish` returned.
+
+        Parts may be written in any order, at once, again, and by any process.
+        Raises: UploadNotFound, InvalidArgument, NoSpace, TooLarge, Unavailable.
+        """
+        return self._uploads.write_part(upload_id, path, part_number, size_bytes)
+
+    def list_parts(
+        self, upload_id: str, path: ObjectPath, *, after: int = 0, limit: int = 1000
+    ) -> list[PartInfo]:
+        """Return up to `limit` finished parts behind number `after`. Raises: UploadNotFound."""
+        return self._uploads.list_parts(upload_id, path, after=after, limit=limit)
+
+    def complete_upload(
+        self,
+        upload_id: str,
+        path: ObjectPath,
+        parts: Sequence[CompletePart],
+        options: PutOptions | None = None,
+    ) -> Entry:
+        """Publish `parts` as the object, all or nothing; repeating it returns the same.
+
+        options: None = what the upload was begun with. Equal parts are not copied.
+        Raises: UploadNotFound, InvalidPart, InvalidPartOrder, PartTooSmall, and as publish.
+        """
+        return self._uploads.complete(upload_id, path, parts, options)
+
+    def expire_uploads(self, limit: int = 50) -> int:
+        """Drop up to `limit` uploads that nobody continued for a day; return how many."""
+        return self._uploads.expire(limit)
+
+    def abort_upload(self, upload_id: str, path: ObjectPath) -> None:
+        """Drop an upload and its parts. Raises: UploadNotFound."""
+        self._uploads.abort(upload_id, path)
+
     # -- names ----------------------------------------------------------------------------------
 
     def delete(self, path: ObjectPath) -> Entry:
@@ -437,7 +499,8 @@ class Store:
 
     def sweep(self) -> SweepReport:
         """Remove block and staging files that crashed writers left. Walks all files."""
-        return self._housekeeping.sweep()
+        report = self._housekeeping.sweep()
+        return replace(report, staging_files=report.staging_files + self._uploads.sweep())
 
     def _start_maintenance(self, is_first: bool) -> Maintenance:
         steps = [
@@ -445,6 +508,7 @@ class Store:
             Step("sync", SYNC_EVERY_S, self._trust.sync),
             Step("access times", FLUSH_EVERY_S, self._access.flush),
             Step("expiry", EXPIRE_EVERY_S, self.expire),
+            Step("uploads", 60.0, self._uploads.expire),
             Step("space", FLUSH_EVERY_S, self._space.trim),
             Step("readers", 60.0, self._context.index.free_dead_readers),
         ]

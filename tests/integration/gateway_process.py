@@ -12,14 +12,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 import boto3
 import botocore.config
+
 from kvfs.open_store import init_store, open_store
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+S3Client = Any
+"""boto3 makes its client classes at run time."""
 
 ACCESS_KEY, SECRET_KEY = "KVFSTESTKEY", "not-a-secret-of-anybody"
 ENGINE_BUCKET = "engine"
@@ -55,13 +56,14 @@ class Gateway:
             "connect_timeout": 5,
         }
         settings.update(config)
-        return boto3.session.Session().client(
+        make = cast("Any", boto3.session.Session()).client
+        return make(
             "s3",
             endpoint_url=self.url,
             region_name="us-east-1",
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
-            config=botocore.config.Config(**settings),  # type: ignore[arg-type]
+            config=botocore.config.Config(**cast("Any", settings)),
         )
 
     def worker_pids(self) -> list[int]:

@@ -6,19 +6,16 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import botocore.exceptions
 import pytest
-from kvfs.open_store import open_store
 
 from kvfs.model import ObjectPath
-from tests.integration.gateway_process import Gateway, running_gateway
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+from kvfs.open_store import open_store
+from tests.integration.gateway_process import Gateway, S3Client, running_gateway
 
 pytestmark = pytest.mark.s3
 
@@ -43,7 +40,7 @@ def bucket(client: S3Client, request: pytest.FixtureRequest) -> str:
     return name
 
 
-def code_of(call: Any, **arguments: Any) -> tuple[str, int]:
+def code_of(call: Callable[..., object], **arguments: object) -> tuple[str, int]:
     with pytest.raises(botocore.exceptions.ClientError) as raised:
         call(**arguments)
     response: Any = raised.value.response
@@ -77,7 +74,7 @@ def test_an_object_comes_back_as_it_was_put(client: S3Client, bucket: str) -> No
 @pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"])
 @pytest.mark.parametrize("size", [0, 1, 300_000])
 def test_every_checksum_is_verified_kept_and_returned(
-    client: S3Client, bucket: str, algorithm: Any, size: int
+    client: S3Client, bucket: str, algorithm: str, size: int
 ) -> None:
     data = os.urandom(size)
     put: Any = client.put_object(Bucket=bucket, Key="k", Body=data, ChecksumAlgorithm=algorithm)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 
-from kvfs.store.staging import Staging
-
 from kvfs.errors import Corrupt, NotFound
 from kvfs.model import Entry, PutOptions, WriteCondition
+from kvfs.store.staging import Staging
 from kvfs_gateway.s3.conditions import (
     Outcome,
     decide,

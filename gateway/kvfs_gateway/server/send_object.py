@@ -8,9 +8,9 @@ are not stored raw are decoded in the same pool, a window at a time.
 from __future__ import annotations
 
 import trio
-from kvfs.store.reader import ReadView
 
 from kvfs.model import Codec
+from kvfs.store.reader import ReadView
 from kvfs_gateway.server.page_cache import is_cached, load
 from kvfs_gateway.server.service import Service
 from kvfs_gateway.server.transport import SEND_WINDOW, Transport

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from kvfs.aio import BlockingCalls
-from kvfs.store.store import Store
-
 from kvfs.clock import Clock, Randomness
 from kvfs.config import Credential
 from kvfs.model import ObjectPath
+from kvfs.store.store import Store
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.head import Head
 from kvfs_gateway.s3.routing import Addressing, Route, route

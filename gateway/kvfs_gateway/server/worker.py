@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import trio
-from kvfs.open_store import open_store
 
 from kvfs.clock import SystemClock, SystemRandomness
 from kvfs.config import process_environment, read_root_credential
 from kvfs.errors import KvfsError
+from kvfs.open_store import open_store
 from kvfs_gateway.s3.routing import Addressing, route_table
 from kvfs_gateway.server.access_log import AccessFormat, AccessLog
 from kvfs_gateway.server.connection import ConnectionSettings, RequestIds
