@@ -2,12 +2,12 @@
 
 Owns a worker's life. It is started as a fresh program (never forked with an open index) with its
 settings as JSON in its one argument; secrets come from the environment or the store's own file.
-Ends with its supervisor (PR_SET_PDEATHSIG), so nothing is left running.
+Ends with its supervisor, so nothing is left running: it watches that process's pidfd. (The kernel's
+PR_SET_PDEATHSIG follows the *thread* that started the child, and trio's threads end when idle.)
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 25.0
 """After SIGTERM; systemd kills after 90 s by default, Kubernetes after 30."""
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,7 @@ class Worker:
             (socket.socket(fileno=item.fd), self._connection_settings(item))
             for item in self._settings.listeners
         ]
+        supervisor = os.pidfd_open(os.getppid())
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 with trio.CancelScope() as accepting:
@@ -103,6 +103,7 @@ class Worker:
                         acceptors.start_soon(
                             reap_forever, self._connections, self._access_log.flush
                         )
+                        acceptors.start_soon(_stop_without_supervisor, supervisor, accepting)
                         os.write(self._settings.ready_fd, b"1")
                         await self._obey(signals, accepting)
                 await self._drain(nursery)
@@ -147,6 +148,13 @@ class Worker:
         nursery.cancel_scope.cancel()
 
 
+async def _stop_without_supervisor(supervisor: int, stop: trio.CancelScope) -> None:
+    """Begin to drain when the process behind the pidfd has ended."""
+    await trio.lowlevel.wait_readable(supervisor)
+    log.warning("event=supervisor_gone")
+    stop.cancel()
+
+
 def _write_stdout(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -154,7 +162,6 @@ def _write_stdout(text: str) -> None:
 
 def main() -> int:
     """Run one worker; return its exit status."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     settings = WorkerSettings.from_json(sys.argv[1])
     clock, randomness = SystemClock(), SystemRandomness()
