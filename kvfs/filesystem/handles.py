@@ -25,7 +25,7 @@ from kvfs.errors import KvfsError
 from kvfs.filesystem.errno_map import errno_of
 from kvfs.filesystem.processes import Creator
 from kvfs.model import ChildName, Codec, Entry, NamespaceId, PutOptions
-from kvfs.store.reader import ReadView
+from kvfs.store.read_view import ReadView
 from kvfs.store.staging import Staging
 from kvfs.store.store import Store
 

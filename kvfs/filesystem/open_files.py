@@ -26,7 +26,7 @@ from kvfs.model import (
     PutOptions,
     WriteCondition,
 )
-from kvfs.store.reader import ReadView
+from kvfs.store.read_view import ReadView
 
 log = logging.getLogger(__name__)
 

@@ -243,6 +243,8 @@ class BlockRow:
     namespace_id: NamespaceId = ROOT_NAMESPACE
     """Whose salt the digest is keyed with."""
     codec: Codec = Codec.RAW
+    is_incompressible: bool = False
+    """Compressing it would save less than 10 %: not tried again."""
     is_bad: bool = False
     """Its check failed and the file is in quarantine: every name of it is a miss until the same
     bytes are published again."""
@@ -252,16 +254,17 @@ def pack_block(row: BlockRow) -> bytes:
     """Return the stored form of `row`."""
     return _BLOCK.pack(
         row.generation, row.size, row.stored, row.refs, row.sequence, row.namespace_id,
-        row.codec, row.is_bad,
+        row.codec, row.is_bad | row.is_incompressible << 1,
     )  # fmt: skip
 
 
 def unpack_block(raw: bytes) -> BlockRow:
     """Return the working copy held in `raw`."""
-    generation, size, stored, refs, sequence, namespace_id, codec, is_bad = _BLOCK.unpack(raw)
+    generation, size, stored, refs, sequence, namespace_id, codec, flags = _BLOCK.unpack(raw)
     return BlockRow(
-        generation, size, stored, refs, sequence, namespace_id, _CODECS[codec], bool(is_bad)
-    )
+        generation, size, stored, refs, sequence, namespace_id, _CODECS[codec],
+        bool(flags & 2), bool(flags & 1),
+    )  # fmt: skip
 
 
 @dataclass(slots=True)

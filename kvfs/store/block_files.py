@@ -94,6 +94,18 @@ class BlockLabel:
         )  # fmt: skip
 
 
+def read_at(descriptor: int, offset: int, length: int) -> bytes:
+    """Return `length` bytes at `offset`, fewer only at the end. Raises: OSError."""
+    pieces = []
+    while length > 0:
+        piece = os.pread(descriptor, length, offset)
+        if not piece:
+            break
+        pieces.append(piece)
+        offset, length = offset + len(piece), length - len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 def os_error(error: OSError, doing: str) -> KvfsError:
     """Return the kvfs error for a failed system call, as a sentence."""
     text = f"{doing}: {error.strerror or error}"

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
-from kvfs.errors import Closed, Corrupt, IsADirectory, NotFound
+from kvfs.errors import IsADirectory, NotFound
 from kvfs.index import tree
 from kvfs.index.listing import list_page, read_children
 from kvfs.index.lmdb_index import ReadTransaction
-from kvfs.index.schema import PIECE_LENGTH, BlockRow, InodeRow, entry_of
+from kvfs.index.schema import PIECE_LENGTH, BlockRow, InodeRow, NamespaceRow, entry_of
 from kvfs.model import (
     ChildName,
     Codec,
+    Digest,
     DirectoryChild,
     Entry,
     Kind,
@@ -27,81 +29,17 @@ from kvfs.model import (
     Place,
 )
 from kvfs.store.access_times import AccessTimes
-from kvfs.store.block_files import os_error
 from kvfs.store.context import StoreContext
 from kvfs.store.objects import find_inode, find_namespace
+from kvfs.store.read_view import ReadView
 from kvfs.store.trust import Trust
 
 MAX_OPEN_ATTEMPTS = 5
 """A file that vanished between lookup and open was evicted or replaced: the name may mean another
 file by now. The protocol's model needed at most 4 retries."""
 
-
-class ReadView:
-    """An open object: its entry as looked up, and a descriptor on immutable bytes.
-
-    The bytes stay readable after the object is deleted, replaced or evicted. For `codec` RAW byte i
-    of the object is byte i of `fd`, so sendfile, mmap and O_DIRECT readers may use it directly.
-    Close it, or use it as a context manager.
-    """
-
-    __slots__ = ("_fd", "codec", "entry")
-
-    def __init__(self, entry: Entry, fd: int, codec: Codec) -> None:
-        self.entry = entry
-        self._fd = fd
-        self.codec = codec
-
-    @property
-    def fd(self) -> int:
-        """The read-only descriptor. Raises: Closed."""
-        if self._fd < 0:
-            raise Closed("this view was closed: open the object again")
-        return self._fd
-
-    @property
-    def size(self) -> int:
-        """Logical bytes."""
-        return self.entry.size
-
-    def pread(self, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes from `offset`: fewer only at the end of the object.
-
-        Raises: Unavailable (I/O error), Closed.
-        """
-        pieces = []
-        try:
-            while length > 0:
-                piece = os.pread(self.fd, length, offset)
-                if not piece:
-                    break
-                pieces.append(piece)
-                offset += len(piece)
-                length -= len(piece)
-        except OSError as error:
-            raise os_error(error, "cannot read a block file") from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def read_all(self) -> bytes:
-        """Return the whole object (one copy)."""
-        return self.pread(0, self.size)
-
-    def detach(self) -> int:
-        """Hand the descriptor to the caller, who closes it."""
-        fd, self._fd = self.fd, -1
-        return fd
-
-    def close(self) -> None:
-        """Close the descriptor. Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> ReadView:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+VERIFY_ATTRIBUTE = "user.kvfs.verify"
+"""On a namespace: b"always" hashes every block each time it is opened."""
 
 
 class Reader:
@@ -188,7 +126,7 @@ class Reader:
     def _load(
         self, txn: ReadTransaction, inode: int
     ) -> tuple[InodeRow, BlockRow | None, bytes] | None:
-        """Return (row, block, salt where the block is suspect), or None when it is a miss."""
+        """Return (row, block, salt where the block must be hashed), or None when it is a miss."""
         row = txn.inode(inode)
         if row is None or not self._is_live(inode, row):
             return None
@@ -199,42 +137,45 @@ class Reader:
         block = txn.block(row.digest)
         if block is None:
             return None
-        salt = b""
-        if self._trust.is_suspect(block):
-            namespace = txn.namespace(row.namespace_id)
-            salt = namespace.salt if namespace is not None else b""
-        return row, block, salt
+        namespace = txn.namespace(row.namespace_id)
+        must_check = self._trust.is_suspect(block) or is_always_verified(namespace)
+        return row, block, namespace.salt if must_check and namespace is not None else b""
 
     def _open(
         self, inode: int, row: InodeRow, block: BlockRow | None, salt: bytes
     ) -> ReadView | None:
-        """Return a view, or None to look again. Raises: NotFound (its block is bad)."""
+        """Return a view, or None to look again (evicted, replaced, or bad and now dropped)."""
         entry = entry_of(inode, row)
         if block is None:
             fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             return ReadView(entry, fd, Codec.RAW)
         if block.is_bad:
-            raise Corrupt("its bytes failed their check: store it again", row.digest)
+            self._trust.drop_name_of(inode, row.digest)
+            return None
         descriptor = self._context.files.open(row.digest, block.generation)
         if descriptor is None:
-            self._forget_if_lost(inode, row, block)
+            self._forget_if_lost(row, block)
             return None
         try:
-            is_good = os.fstat(descriptor).st_size == block.size or block.codec is not Codec.RAW
-            if is_good and salt:
-                is_good = self._trust.check(row.digest, block, salt, descriptor)
-            elif not is_good:
-                self._trust.condemn(row.digest, block)
+            if not self._is_good(row.digest, block, salt, descriptor):
+                os.close(descriptor)
+                return None
+            condemn = partial(self._trust.condemn, row.digest, block)
+            view = ReadView(entry, descriptor, block.codec, condemn)
         except BaseException:
             os.close(descriptor)
             raise
-        if not is_good:
-            os.close(descriptor)
-            return None
         self._access.note(inode, self._context.now_s())
-        return ReadView(entry, descriptor, block.codec)
+        return view
 
-    def _forget_if_lost(self, inode: int, row: InodeRow, block: BlockRow) -> None:
+    def _is_good(self, digest: Digest, block: BlockRow, salt: bytes, descriptor: int) -> bool:
+        """Return whether the file may be served; one that may not is condemned."""
+        if block.codec is Codec.RAW and os.fstat(descriptor).st_size != block.size:
+            self._trust.condemn(digest, block)
+            return False
+        return not salt or self._trust.check(digest, block, salt, descriptor)
+
+    def _forget_if_lost(self, row: InodeRow, block: BlockRow) -> None:
         """The file was not there: if the row still names it, it is lost, not evicted."""
         if self._context.is_read_only:
             return
@@ -297,3 +238,8 @@ class Reader:
             namespace_id, name, row.inode, row.created_ns, row.object_count, row.logical_bytes,
             row.quota_bytes, row.quota_objects, row.default_ttl_s, row.attributes,
         )  # fmt: skip
+
+
+def is_always_verified(namespace: NamespaceRow | None) -> bool:
+    """Return whether every open of a namespace's blocks hashes them."""
+    return namespace is not None and namespace.attributes.get(VERIFY_ATTRIBUTE) == b"always"

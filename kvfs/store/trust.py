@@ -11,19 +11,27 @@ SIGKILL makes nothing suspect while other processes, or the next one, sync in ti
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from functools import partial
 
-from kvfs.codec.digest import digest_file
+from kvfs.codec.digest import digest_pieces
+from kvfs.codec.frame import decode_frames, parse_table
+from kvfs.errors import Corrupt
+from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
-from kvfs.index.schema import BlockRow
+from kvfs.index.schema import BlockRow, split_key
 from kvfs.model import Codec, Digest
-from kvfs.store.block_files import sectors
+from kvfs.store.block_files import BlockLabel, read_at
 from kvfs.store.context import StoreContext
+from kvfs.store.objects import drop_inode
+
+log = logging.getLogger(__name__)
 
 _RANGE = struct.Struct("<QQ")
 _KEY = b"suspect ranges"
+PIECE = 1 << 20
 MAX_RANGES = 64
 """More unclean stops than this are merged: more is hashed, nothing is trusted too early."""
 
@@ -50,9 +58,9 @@ class Trust:
         Raises: Unavailable (the index could not be written; nothing was served).
         """
         is_good = self.matches(digest, block, salt, descriptor)
-        if is_good:
+        if is_good and self.is_suspect(block):
             self._context.commit(partial(_mark_trusted, digest=digest, checked=block))
-        else:
+        if not is_good:
             self.condemn(digest, block)
         return is_good
 
@@ -61,16 +69,43 @@ class Trust:
         """Return whether the file holds exactly the bytes of its digest (reads all of it)."""
         try:
             length = os.fstat(descriptor).st_size
-            if block.codec is not Codec.RAW or length != block.size:
-                return False
-            return digest_file(salt, descriptor, length) == digest
-        except OSError:
+            if block.codec is Codec.FRAMED:
+                table = parse_table(partial(read_at, descriptor), length)
+                frames = decode_frames(table, partial(read_at, descriptor))
+                return table.logical_size == block.size and digest_pieces(salt, frames) == digest
+            # Read, not mapped: a page that the disk cannot give would be a SIGBUS.
+            pieces = (read_at(descriptor, at, PIECE) for at in range(0, length, PIECE))
+            return length == block.size and digest_pieces(salt, pieces) == digest
+        except (OSError, Corrupt):
             return False  # an I/O error is as good as a wrong byte: a miss
 
     def condemn(self, digest: Digest, block: BlockRow) -> None:
-        """Mark a block bad and move its file to quarantine; its names become misses."""
-        if self._context.commit(partial(_mark_bad, digest=digest, checked=block)):
-            self._context.files.quarantine(digest, block.generation)
+        """Mark a block bad, move its file to quarantine, and drop the name that its label shows.
+
+        Other names of it are dropped when they are opened (`drop_name_of`): all become misses.
+        """
+        label = self._context.files.read_label(digest, block.generation)
+        if not self._context.commit(partial(_mark_bad, digest=digest, checked=block)):
+            return
+        self._context.files.quarantine(digest, block.generation)
+        log.error("block condemned digest=%s generation=%016x", digest.hex(), block.generation)
+        if label is None or not label.path:
+            return
+        with self._context.index.read() as txn:
+            inode = _labelled_inode(txn, label)
+        if inode is not None:
+            self.drop_name_of(inode, digest)
+
+    def drop_name_of(self, inode: int, digest: Digest) -> None:
+        """Remove an inode whose block is bad: from now on it is a miss for HEAD and stat too."""
+        files, now_ns = self._context.files, self._context.clock.now_ns()
+
+        def work(txn: WriteTransaction) -> None:
+            row, block = txn.inode(inode), txn.block(digest)
+            if row is not None and row.digest == digest and block is not None and block.is_bad:
+                drop_inode(txn, inode, row, files, now_ns)
+
+        self._context.commit(work)
 
     def declare_suspects(self) -> int:
         """After an unclean stop: suspect all that no syncfs vouched for; return how many rows."""
@@ -88,6 +123,16 @@ class Trust:
         self._context.files.sync_file_system()
         self._context.commit(partial(_vouch, sequence=counters.sequence))
         return counters.sequence - counters.synced_sequence
+
+
+def _labelled_inode(txn: ReadTransaction, label: BlockLabel) -> int | None:
+    namespace = txn.namespace(label.namespace_id)
+    if namespace is None:
+        return None
+    encoded_names = split_key(label.path)
+    parent = tree.lookup_parent(txn, namespace.inode, encoded_names)
+    found = None if parent is None else tree.lookup(txn, parent, encoded_names[-1])
+    return found[0] if found is not None and found[1] == tree.FILE else None
 
 
 def read_ranges(txn: ReadTransaction) -> list[tuple[int, int]]:
@@ -127,5 +172,5 @@ def _mark_bad(txn: WriteTransaction, digest: Digest, checked: BlockRow) -> bool:
         return False
     block.is_bad = True
     txn.put_block(digest, block)
-    txn.counters().resident -= sectors(block.stored)
+    txn.counters().resident -= block.stored
     return True

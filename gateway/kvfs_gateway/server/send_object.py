@@ -10,7 +10,7 @@ from __future__ import annotations
 import trio
 
 from kvfs.model import Codec
-from kvfs.store.reader import ReadView
+from kvfs.store.read_view import ReadView
 from kvfs_gateway.server.page_cache import is_cached, load
 from kvfs_gateway.server.service import Service
 from kvfs_gateway.server.transport import SEND_WINDOW, Transport
