@@ -5,8 +5,8 @@ readings). A writer's own TTL wins; where it gave none, the first rule that matc
 a class. Rules are applied when a plan is made, not when an object is written, so changing a rule
 changes the fate of what is already there.
 Holds: a deadline is never further off than the TTL itself, so a clock that went back makes nothing
-immortal; time in which the wall clock moved and the machine did not is not counted, so a clock
-that leaps a month ahead expires nothing (see ClockLedger).
+immortal; and where the wall clock moved but the machine's uptime did not, stored times move along,
+so a clock that leaps a month ahead expires nothing (clock_jump_s, rebased_times).
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ def slid_deadline_s(
     return now_s + ttl_s
 
 
-CLOCK_TOLERANCE_S = 120
-"""Differences below it are NTP at work."""
+CLOCK_TOLERANCE_S = HOUR * 12
+"""Smaller jumps (NTP, a wrong time zone) are followed: they cost a lifetime at most that."""
 MAX_TRUSTED_GAP_S = DAY
 """Time between two boots that is believed to have passed. Nothing can prove a longer one, and
 believing a dead battery's clock would empty the store; space is kept by eviction meanwhile."""
@@ -237,31 +237,33 @@ class ClockReading:
     boot_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClockLedger:
-    """How far the wall clock has strayed from time that really passed, as the store remembers it.
+def clock_jump_s(before: ClockReading, now: ClockReading) -> int:
+    """Return how far the wall clock jumped between two readings; 0 = it is to be believed."""
+    wall_s, uptime_s = now.wall_s - before.wall_s, now.uptime_s - before.uptime_s
+    if now.boot_id == before.boot_id and uptime_s >= 0:
+        jump_s = wall_s - uptime_s
+    else:
+        jump_s = min(wall_s, 0) + max(wall_s - MAX_TRUSTED_GAP_S, 0)
+    return jump_s if abs(jump_s) > CLOCK_TOLERANCE_S else 0
 
-    `store time = wall time - ahead_s`. Kept in the index: read by all, advanced by whoever looks.
+
+def rebased_times(
+    accessed_s: int, expires_at_s: int, ttl_s: int, jump_s: int, now_s: int
+) -> tuple[int, int]:
+    """Return a row's (last access, deadline) after the clock jumped by `jump_s` to `now_s`.
+
+    What was written before the jump moves along with it, so it is as old as it was and lives as
+    long as it would have. Nothing ends up in the future, or with more than its TTL to go; an
+    absolute deadline (no TTL) is a date and stays. A clock that went back tells rows written
+    before from rows written since by their lying in the future.
     """
-
-    reading: ClockReading
-    ahead_s: int = 0
-
-    def advance(self, now: ClockReading) -> ClockLedger:
-        """Return the ledger after seeing `now`; a jump of the wall clock goes into `ahead_s`."""
-        wall_s = now.wall_s - self.reading.wall_s
-        uptime_s = now.uptime_s - self.reading.uptime_s
-        if now.boot_id == self.reading.boot_id and uptime_s >= 0:
-            jump_s = wall_s - uptime_s
-        else:
-            jump_s = min(wall_s, 0) + max(wall_s - MAX_TRUSTED_GAP_S, 0)
-        if abs(jump_s) <= CLOCK_TOLERANCE_S:
-            jump_s = 0
-        return ClockLedger(now, self.ahead_s + jump_s)
-
-    def store_time_s(self, wall_s: int) -> int:
-        """Return the time by which deadlines are judged."""
-        return wall_s - self.ahead_s
+    is_ahead = accessed_s > now_s or (ttl_s > 0 and expires_at_s > now_s + ttl_s)
+    if jump_s < 0 and not is_ahead:
+        return accessed_s, expires_at_s
+    accessed_s = min(accessed_s + jump_s, now_s)
+    if expires_at_s and ttl_s:
+        expires_at_s = clamp_deadline_s(expires_at_s + jump_s, ttl_s, now_s)
+    return accessed_s, expires_at_s
 
 
 def _glob(pattern: bytes) -> re.Pattern[bytes]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvfs.engine_keys import group_of
 from kvfs.model import Pin
 from kvfs.policy.eviction import Budget, Reason, plan_removals
-from kvfs.policy.expiry import ClockLedger, ClockReading, Rule, RuleSet
+from kvfs.policy.expiry import Rule, RuleSet, rebased_times
 from kvfs.policy.survey import Candidate
 
 NOW = 1_700_000_000
@@ -82,22 +82,17 @@ def test_the_shares_of_a_block_leave_together_or_not_at_all(
         assert len(gone.intersection(members)) in (0, len(members))
 
 
-jumps = st.lists(
-    st.tuples(st.integers(-40 * 86_400, 40 * 86_400), st.integers(0, 3600), st.booleans()),
-    max_size=20,
+@given(
+    st.integers(NOW - 9_000_000, NOW + 9_000_000),
+    st.sampled_from([0, 60, 1800, 604_800]),
+    st.integers(-40 * 86_400, 40 * 86_400),
 )
-
-
-@given(jumps)
-def test_store_time_never_runs_away_from_time_that_passed(
-    steps: list[tuple[int, int, bool]],
+def test_no_jump_makes_a_row_immortal_or_sends_it_into_the_future(
+    accessed_s: int, ttl_s: int, jump_s: int
 ) -> None:
-    wall, uptime, boot, passed = NOW, 1000, 0, 0
-    ledger = ClockLedger(ClockReading(wall, uptime, "0"))
-    for jump, elapsed, reboots in steps:
-        wall, passed = wall + jump + elapsed, passed + elapsed
-        uptime, boot = (elapsed, boot + 1) if reboots else (uptime + elapsed, boot)
-        before = ledger.store_time_s(ledger.reading.wall_s)
-        ledger = ledger.advance(ClockReading(wall, uptime, str(boot)))
-        moved = ledger.store_time_s(wall) - before
-        assert -120 <= moved <= max(elapsed, 86_400 if reboots else elapsed) + 120
+    expires_at_s = accessed_s + ttl_s if ttl_s else 0
+    accessed, expires = rebased_times(accessed_s, expires_at_s, ttl_s, jump_s, NOW)
+    assert accessed <= NOW
+    assert expires <= NOW + ttl_s
+    if jump_s > 0 and accessed_s + jump_s <= NOW:
+        assert expires - accessed == expires_at_s - accessed_s or not ttl_s

@@ -10,13 +10,14 @@ from kvfs.policy.expiry import (
     BUILTIN_CLASSES,
     DAY,
     MINUTE,
-    ClockLedger,
     ClockReading,
     Rule,
     RuleSet,
     TtlClass,
     clamp_deadline_s,
+    clock_jump_s,
     deadline_s,
+    rebased_times,
     slid_deadline_s,
 )
 
@@ -122,38 +123,44 @@ def test_a_deadline_slides_only_once_a_tenth_of_the_ttl_has_passed() -> None:
     assert slid_deadline_s(NOW + MONTH, 1000, NOW) == NOW + 1000
 
 
-def ledger() -> ClockLedger:
-    return ClockLedger(ClockReading(NOW, 5000, "boot-1"))
+BEFORE = ClockReading(NOW, 5000, "boot-1")
 
 
-def test_time_that_really_passed_is_counted() -> None:
-    after = ledger().advance(ClockReading(NOW + 3600, 8600, "boot-1"))
-    assert after.store_time_s(NOW + 3600) == NOW + 3600
+def test_time_that_really_passed_is_no_jump() -> None:
+    assert clock_jump_s(BEFORE, ClockReading(NOW + 90_000, 95_000, "boot-1")) == 0
 
 
-@pytest.mark.parametrize("jump", [MONTH, -MONTH, 4000, -4000])
-def test_a_jump_of_the_wall_clock_moves_no_deadline(jump: int) -> None:
-    wall = NOW + jump + 60
-    jumped = ledger().advance(ClockReading(wall, 5060, "boot-1"))
-    assert jumped.store_time_s(wall) == NOW + 60
-    back = jumped.advance(ClockReading(NOW + 120, 5120, "boot-1"))
-    assert back.store_time_s(NOW + 120) == NOW + 120
+@pytest.mark.parametrize("jump", [MONTH, -MONTH])
+def test_a_wall_clock_that_moves_without_the_machine_has_jumped(jump: int) -> None:
+    assert clock_jump_s(BEFORE, ClockReading(NOW + 60 + jump, 5060, "boot-1")) == jump
 
 
-def test_small_corrections_are_followed_rather_than_remembered() -> None:
-    after = ledger().advance(ClockReading(NOW + 70, 5060, "boot-1"))
-    assert after.ahead_s == 0
+def test_a_wrong_time_zone_is_followed_rather_than_fought() -> None:
+    assert clock_jump_s(BEFORE, ClockReading(NOW + 7200, 5060, "boot-1")) == 0
 
 
 def test_over_a_reboot_hours_are_believed_and_months_are_not() -> None:
-    night = ledger().advance(ClockReading(NOW + 8 * 3600, 30, "boot-2"))
-    assert night.ahead_s == 0
-    month = ledger().advance(ClockReading(NOW + MONTH, 30, "boot-2"))
-    assert month.store_time_s(NOW + MONTH) == NOW + DAY
-    past = ledger().advance(ClockReading(NOW - MONTH, 30, "boot-2"))
-    assert past.store_time_s(NOW - MONTH) == NOW
+    assert clock_jump_s(BEFORE, ClockReading(NOW + 8 * 3600, 30, "boot-2")) == 0
+    assert clock_jump_s(BEFORE, ClockReading(NOW + MONTH, 30, "boot-2")) == MONTH - DAY
+    assert clock_jump_s(BEFORE, ClockReading(NOW - MONTH, 30, "boot-2")) == -MONTH
 
 
 def test_an_uptime_that_went_back_within_one_boot_is_taken_for_another_machine() -> None:
-    other = ledger().advance(ClockReading(NOW + 60, 10, "boot-1"))
-    assert other.ahead_s == 0
+    assert clock_jump_s(BEFORE, ClockReading(NOW + 60, 10, "boot-1")) == 0
+
+
+def test_after_a_leap_ahead_a_row_is_as_old_and_lives_as_long_as_before() -> None:
+    now = NOW + MONTH
+    assert rebased_times(NOW - 50, NOW + 10, 60, MONTH, now) == (now - 50, now + 10)
+    written_since = rebased_times(now - 5, now + 55, 60, MONTH, now)
+    assert written_since == (now, now + 60)
+
+
+def test_after_a_leap_back_what_lies_in_the_future_comes_back_and_the_rest_stays() -> None:
+    now = NOW - MONTH
+    assert rebased_times(NOW - 50, NOW + 10, 60, -MONTH, now) == (now - 50, now + 10)
+    assert rebased_times(now - 5, now + 55, 60, -MONTH, now) == (now - 5, now + 55)
+
+
+def test_an_absolute_deadline_is_a_date_and_stays() -> None:
+    assert rebased_times(NOW, NOW + 99, 0, MONTH, NOW + MONTH)[1] == NOW + 99

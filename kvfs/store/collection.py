@@ -1,0 +1,265 @@
+"""Carrying out a plan of removals: the store's names as candidates in, transactions out.
+
+Owns the walk over all names and the execution; what goes and why is policy's choice. A plan is
+old when it is carried out, so each name is judged again inside the transaction that removes it:
+gone, touched, prolonged or pinned since, it stays.
+Holds: a transaction ends after TRANSACTION_NS of work (a block's shares are not split unless they
+alone take longer); the lock is left to others for as long as it was held; files are unlinked
+between transactions, never inside; killed anywhere, trash and orphans are found by the next run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+from kvfs.errors import NotFound
+from kvfs.index import tree
+from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
+from kvfs.index.schema import InodeRow, pack_u64, unpack_block, unpack_inode
+from kvfs.model import ROOT_NAMESPACE, Kind, NamespaceId, Pin
+from kvfs.policy.eviction import Budget, Quota, Reason, Removal
+from kvfs.policy.expiry import clamp_deadline_s
+from kvfs.policy.settings import LifecycleSettings
+from kvfs.policy.survey import Candidate
+from kvfs.store.block_files import sectors
+from kvfs.store.context import StoreContext
+from kvfs.store.objects import TrashKey, drop_inode
+from kvfs.store.trash import Trash
+
+PAGE_ROWS = 4096
+"""Rows a read transaction: a long one would keep old pages from being used again."""
+MAX_FOLDERS = 100_000
+"""Folder paths kept while walking; beyond it they are looked up again (I8)."""
+TRANSACTION_NS = 6_000_000
+"""Work inside one transaction; with its commit the lock is held for about 8 ms."""
+GROUP_FACTOR = 4
+"""A block's shares may stretch a transaction to this many times the time."""
+SLIDING_GRACE_S = 30
+"""A deadline that slides is believed this much later (a tenth of a shorter TTL): another process
+may hold a newer access in memory."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an execution did."""
+
+    removed: dict[Reason, int] = field(default_factory=dict)
+    kept: int = 0
+    """Planned, but gone or wanted again by the time of removal."""
+    freed_bytes: int = 0
+    """Unlinked."""
+    transactions: int = 0
+    held_ns: list[int] = field(default_factory=list)
+    """Time inside each transaction, commit excluded; the last MAX_HELD."""
+
+    def count(self, reason: Reason, number: int) -> None:
+        self.removed[reason] = self.removed.get(reason, 0) + number
+
+
+MAX_HELD = 10_000
+
+
+class Walk:
+    """Every live file of the store as a Candidate, in order of inodes; use it once.
+
+    Needs about 5 us a name. Costs one short read transaction a page, so what it yields is not one
+    moment's state.
+    """
+
+    def __init__(self, context: StoreContext) -> None:
+        self._context = context
+        self._folders: dict[int, bytes] = {}
+        self._unusual: dict[bytes, tuple[int, int]] = {}
+        self.names: dict[int, bytes] = {}
+        """Namespace ids and names, filled while walking."""
+
+    def __iter__(self) -> Iterator[Candidate]:
+        self._survey_blocks()
+        start = 0
+        while True:
+            with self._context.index.read() as txn:
+                page = list(islice(txn.rows("inodes", start=pack_u64(start)), PAGE_ROWS))
+                found = [
+                    candidate
+                    for key, raw in page
+                    if (candidate := self._candidate(txn, int.from_bytes(key, "big"), raw))
+                ]
+            yield from found
+            if len(page) < PAGE_ROWS:
+                return
+            start = int.from_bytes(page[-1][0], "big") + 1
+
+    def one(self, inode: int) -> Candidate | None:
+        """Return one file as a Candidate."""
+        with self._context.index.read() as txn:
+            raw = txn.get("inodes", pack_u64(inode))
+            return None if raw is None else self._candidate(txn, inode, raw)
+
+    def _survey_blocks(self) -> None:
+        """Note the blocks that are shared or compressed: all others follow from the inode alone."""
+        start = b""
+        while True:
+            with self._context.index.read() as txn:
+                page = list(islice(txn.rows("blocks", start=start), PAGE_ROWS))
+            for digest, raw in page:
+                block = unpack_block(raw)
+                if block.refs > 1 or block.stored != sectors(block.size) or block.is_bad:
+                    stored = 0 if block.is_bad else block.stored
+                    self._unusual[digest] = stored, block.refs
+            if len(page) < PAGE_ROWS:
+                return
+            start = page[-1][0] + b"\0"
+
+    def _candidate(self, txn: ReadTransaction, inode: int, raw: bytes) -> Candidate | None:
+        row = unpack_inode(raw)
+        if row.kind is not Kind.FILE:
+            return None
+        stored, refs = (sectors(row.size), 1) if row.digest else (0, 1)
+        if row.digest in self._unusual:
+            stored, refs = self._unusual[row.digest]
+        return Candidate(
+            inode,
+            row.namespace_id,
+            self._folder(txn, row.parent, row.namespace_id) + row.name,
+            stored,
+            row.accessed_s,
+            row.ctime_ns // 1_000_000_000,
+            believed_deadline_s(row),
+            row.ttl_s,
+            row.priority,
+            row.pin,
+            row.digest if refs > 1 else b"",
+            refs,
+            row.is_mutable,
+            row.attributes or None,
+        )
+
+    def _folder(self, txn: ReadTransaction, parent: int, namespace_id: NamespaceId) -> bytes:
+        known = self._folders.get(parent)
+        if known is not None:
+            return known
+        path = b""
+        try:
+            row = tree.directory_row(txn, parent)
+            path = tree.path_of(txn, row.parent, row.name) if row.parent else b""
+        except NotFound:
+            return path  # removed while we walk: its names are gone, too
+        name, _, below = path.partition(b"/")
+        if namespace_id != ROOT_NAMESPACE:
+            self.names[namespace_id] = name
+            path = below
+        if len(self._folders) < MAX_FOLDERS:
+            self._folders[parent] = path
+        return path
+
+
+class Collector:
+    """Executes plans. One a run; any number of processes at once."""
+
+    def __init__(self, context: StoreContext) -> None:
+        self._context = context
+        # "Background": this object empties it itself, between transactions.
+        self._trash = Trash(context, has_background=True)
+        self._pause = threading.Event()
+
+    def budget(self, settings: LifecycleSettings) -> Budget:
+        """Return capacity, use and quotas as of now; what is trash already counts as free."""
+        with self._context.index.read() as txn:
+            counters = txn.counters()
+            pending = sum(int.from_bytes(size, "little") for _, size in txn.rows("trash"))
+            quotas = {
+                int(namespace_id): Quota(
+                    row.quota_bytes, row.quota_objects, row.logical_bytes, row.object_count
+                )
+                for namespace_id, row in txn.namespaces()
+                if row.quota_bytes or row.quota_objects
+            }
+        return Budget(
+            capacity_bytes=self._context.capacity_bytes,
+            used_bytes=counters.resident + counters.granted + counters.uploading - pending,
+            high_ratio=settings.high_ratio,
+            low_ratio=settings.low_ratio,
+            grace_s=settings.grace_s,
+            quotas=quotas,
+        )
+
+    def execute(
+        self,
+        removals: Sequence[Removal],
+        now_s: int,
+        *,
+        is_enough: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """Remove what the plan made at `now_s` names; return what was done.
+
+        is_enough: asked between transactions once only space is left to make; True ends it early
+        (somebody else has made room).
+        """
+        outcome = Outcome()
+        clock = self._context.clock
+        position = 0
+        while position < len(removals):
+            if removals[position].reason is Reason.CAPACITY and is_enough():
+                break
+            start_ns = clock.monotonic_ns()
+            position, done, trash = self._context.commit(
+                partial(self._remove_some, removals=removals, position=position, now_s=now_s)
+            )
+            taken_ns = clock.monotonic_ns() - start_ns
+            outcome.transactions += 1
+            if len(outcome.held_ns) < MAX_HELD:
+                outcome.held_ns.append(taken_ns)
+            for reason, number in done.items():
+                outcome.count(reason, number)
+            self._trash.add(trash)
+            outcome.freed_bytes += self._trash.empty_waiting()
+            # LMDB's lock is not fair: a writer that waits must get its turn.
+            self._pause.wait(min(taken_ns, 50_000_000) / 1e9)
+        outcome.kept = position - sum(outcome.removed.values())
+        return outcome
+
+    def empty_trash(self) -> int:
+        """Unlink what any process left in the trash; return the bytes freed."""
+        return self._trash.empty_table()
+
+    def _remove_some(
+        self, txn: WriteTransaction, removals: Sequence[Removal], position: int, now_s: int
+    ) -> tuple[int, dict[Reason, int], list[TrashKey]]:
+        clock, now_ns = self._context.clock, self._context.clock.now_ns()
+        start_ns = clock.monotonic_ns()
+        done: dict[Reason, int] = {}
+        trash: list[TrashKey] = []
+        group = removals[position].group
+        for removal in islice(removals, position, None):
+            spent_ns = clock.monotonic_ns() - start_ns
+            is_new_group = removal.group != group or removal.group < 0
+            if spent_ns > TRANSACTION_NS * (1 if is_new_group else GROUP_FACTOR):
+                break
+            group = removal.group
+            position += 1
+            row = txn.inode(removal.inode)
+            if row is None or not _still_goes(row, removal.reason, now_s):
+                continue
+            trash += drop_inode(txn, removal.inode, row, self._context.files, now_ns)
+            done[removal.reason] = done.get(removal.reason, 0) + 1
+        return position, done, trash
+
+
+def believed_deadline_s(row: InodeRow) -> int:
+    """Return a row's own deadline as a plan may use it; 0 = it has none."""
+    if row.expires_at_s and row.is_sliding and row.ttl_s:
+        return row.expires_at_s + min(SLIDING_GRACE_S, row.ttl_s // 10)
+    return row.expires_at_s
+
+
+def _still_goes(row: InodeRow, reason: Reason, now_s: int) -> bool:
+    if row.kind is not Kind.FILE or row.pin is Pin.HARD or row.is_mutable:
+        return False
+    if reason is Reason.EXPIRED and (row.expires_at_s or row.ttl_s):
+        deadline_s = clamp_deadline_s(believed_deadline_s(row), row.ttl_s, now_s)
+        return 0 < deadline_s <= now_s
+    return row.accessed_s < now_s  # else: used since the plan was made
