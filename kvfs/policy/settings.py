@@ -30,16 +30,13 @@ class LifecycleSettings:
     grace_s: int = 60
     snapshot_every_s: int = 6 * HOUR
     """An index snapshot's age from which a run writes a new one; 0 = never."""
-    upload_max_age_s: int = 24 * HOUR
-    """A multipart upload that nobody finished is given up after this."""
 
 
 def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
     """Return the settings of a parsed TOML table. Raises: InvalidArgument."""
     _refuse_unknown(
         table,
-        "high_watermark low_watermark grace_seconds snapshot_every_seconds "
-        "upload_max_age_seconds class rule",
+        "high_watermark low_watermark grace_seconds snapshot_every_seconds class rule",
     )
     classes = {each.name: each for each in BUILTIN_CLASSES}
     for entry in _tables(table, "class"):
@@ -53,11 +50,10 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         low_ratio=_number(table, "low_watermark", standard.low_ratio),
         grace_s=_get(table, "grace_seconds", int, standard.grace_s),
         snapshot_every_s=_get(table, "snapshot_every_seconds", int, standard.snapshot_every_s),
-        upload_max_age_s=_get(table, "upload_max_age_seconds", int, standard.upload_max_age_s),
     )
     if not 0 < settings.low_ratio <= settings.high_ratio <= 1:
         raise InvalidArgument("watermarks must satisfy 0 < low_watermark <= high_watermark <= 1")
-    if min(settings.grace_s, settings.snapshot_every_s, settings.upload_max_age_s) < 0:
+    if min(settings.grace_s, settings.snapshot_every_s) < 0:
         raise InvalidArgument("a number of seconds is negative")
     return settings
 

@@ -34,7 +34,7 @@ PAGE_ROWS = 4096
 """Rows a read transaction: a long one would keep old pages from being used again."""
 MAX_FOLDERS = 100_000
 """Folder paths kept while walking; beyond it they are looked up again (I8)."""
-TRANSACTION_NS = 6_000_000
+TRANSACTION_NS = 5_000_000
 """Work inside one transaction; with its commit the lock is held for about 8 ms."""
 GROUP_FACTOR = 4
 """A block's shares may stretch a transaction to this many times the time."""

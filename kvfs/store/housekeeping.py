@@ -23,6 +23,7 @@ from kvfs.model import Digest
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.context import StoreContext
 from kvfs.store.objects import TrashKey, drop_inode
+from kvfs.store.timekeeping import Timekeeper
 from kvfs.store.trash import Trash
 
 BATCH = 50
@@ -48,6 +49,11 @@ class Housekeeping:
         self._context = context
         self._access = access
         self._trash = trash
+        self._timekeeper = Timekeeper(context)
+
+    def keep_time(self) -> int:
+        """Look whether the clock jumped, and move stored times along; return the seconds."""
+        return self._timekeeper.settle()
 
     def expire(self, limit: int = BATCH) -> int:
         """Remove up to `limit` objects whose lifetime is over; return how many."""
@@ -102,6 +108,8 @@ class Housekeeping:
 
     def _expire_batch(self, txn: WriteTransaction, limit: int) -> tuple[int, list[TrashKey]]:
         now_ns = self._context.clock.now_ns()
+        if self._timekeeper.pending_s(txn):
+            return 0, []  # the clock has jumped: stored times are moved along first
         until = now_ns // 1_000_000_000 - EXPIRY_GRACE_S
         due = []
         for key in islice(txn.keys("expiry"), limit):

@@ -63,6 +63,8 @@ SYNC_EVERY_S = 5.0
 FLUSH_EVERY_S = 10.0
 EXPIRE_EVERY_S = 10.0
 EXPIRE_LIMIT = 1000
+CLOCK_EVERY_S = 30.0
+"""How long after a jump of the clock expired-looking objects may be misses; none is removed."""
 
 
 class Store:
@@ -531,6 +533,7 @@ class Store:
             Step("trash", 1.0, self._trash.empty_waiting),
             Step("sync", SYNC_EVERY_S, self._trust.sync),
             Step("access times", FLUSH_EVERY_S, self._access.flush),
+            Step("clock", CLOCK_EVERY_S, self._housekeeping.keep_time),
             Step("expiry", EXPIRE_EVERY_S, self.expire),
             Step("uploads", 60.0, self._uploads.expire),
             Step("space", FLUSH_EVERY_S, self._space.trim),

@@ -43,9 +43,11 @@ from kvfs_tools.sizes import (
 
 LOCK_NAME = "gc.lock"
 RESERVE_NAME = "gc.reserve"
-RESERVE_LENGTH = 16 << 20
+RESERVE_LENGTH = 4 << 20
 """Disk space that only a collection on a full disk uses: deleting rows needs new index pages."""
 HOUR = 3600
+UPLOAD_BATCH, MAX_UPLOADS = 50, 10_000
+"""Abandoned uploads dropped at once, and in one run (I8)."""
 
 
 @dataclass(slots=True)
@@ -59,6 +61,8 @@ class Report:
     trash_bytes: int = 0
     sweep: SweepReport = field(default_factory=lambda: SweepReport(0, 0, 0, 0))
     dead_readers: int = 0
+    uploads: int = 0
+    """Multipart uploads that nobody continued."""
     has_snapshot: bool = False
     used_after: int = 0
 
@@ -112,6 +116,8 @@ def collect(store: Store, settings: LifecycleSettings) -> Report:
         is_enough=lambda: collector.budget(settings).used_bytes <= low,
     )
     report.trash_bytes += collector.empty_trash()
+    while (count := store.expire_uploads(UPLOAD_BATCH)) and report.uploads < MAX_UPLOADS:
+        report.uploads += count
     report.sweep = store.sweep()
     report.has_snapshot = _snapshot_when_due(store, settings)
     report.used_after = collector.budget(settings).used_bytes
@@ -241,6 +247,7 @@ def _document(report: Report) -> dict[str, object]:
         "orphan_files": report.sweep.orphan_files,
         "orphan_bytes": report.sweep.orphan_bytes,
         "staging_files": report.sweep.staging_files,
+        "abandoned_uploads": report.uploads,
         "dead_readers": report.dead_readers,
         "index_snapshot": report.has_snapshot,
         "clock_jump_seconds": report.jump_s,
@@ -263,7 +270,7 @@ def _summary(report: Report) -> str:
     parts = [
         f"freed {render_size(freed)}: {outcome.removed.get(Reason.EXPIRED, 0)} expired, "
         f"{evicted} evicted, {report.sweep.orphan_files} orphans, "
-        f"{report.sweep.staging_files} abandoned staging files",
+        f"{report.sweep.staging_files} abandoned files, {report.uploads} abandoned uploads",
         _space(report),
     ]
     if report.jump_s:
