@@ -54,7 +54,6 @@ def ask(
         ("GET /b/k?uploadId=x&max-parts=3", Operation.LIST_PARTS),
         ("GET /b/k?attributes", Operation.GET_OBJECT_ATTRIBUTES),
         ("PUT /b/k?tagging", Operation.PUT_OBJECT_TAGGING),
-        ("PUT /b?lifecycle", Operation.PUT_BUCKET_LIFECYCLE),
     ],
 )
 def test_served_operations_are_found(line: str, operation: Operation) -> None:

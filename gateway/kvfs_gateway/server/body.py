@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -140,7 +141,11 @@ class RequestBody:
 
     def begin(self, authentication: Authentication, *, wants_md5: bool = False) -> None:
         """Set up every check the headers ask for. Raises: S3Error for promises it cannot hold."""
-        headers = self._head.headers
+        self._begin(authentication, self._head.headers, wants_md5=wants_md5)
+
+    def _begin(
+        self, authentication: Authentication, headers: Mapping[str, str], *, wants_md5: bool
+    ) -> None:
         if authentication.payload.is_streaming:
             length = self.decoded_length(authentication)
             assert length is not None, "a streaming body declares its length"
@@ -182,6 +187,21 @@ class RequestBody:
             assert self._algorithm is not None, "a given checksum has an algorithm"
             self._checksum_wanted = decode_checksum(self._algorithm, headers[given[0]])
         self._trailer_name = trailers[0] if trailers else ""
+
+    def begin_document(self, authentication: Authentication) -> None:
+        """As `begin`, for a body whose checksum headers may speak of something else.
+
+        The x-amz-checksum- headers of CompleteMultipartUpload are those of the object.
+        """
+        headers = dict(self._head.headers)
+        if "uploadId=" in self._head.target.decode("latin-1"):
+            headers = {k: v for k, v in headers.items() if not k.startswith(HEADER_PREFIX)}
+        self._begin(authentication, headers, wants_md5=False)
+
+    @property
+    def was_algorithm_asked_for(self) -> bool:
+        """Whether the client sent a checksum of its own."""
+        return bool(self._checksum_wanted or self._trailer_name)
 
     def add_checksum(self, algorithm: Algorithm) -> None:
         """Compute `algorithm` as well, though the client sent no value to compare with."""
@@ -228,6 +248,7 @@ class RequestBody:
             filled += count
             if self._transfer is not None:
                 break
+        self._transport.deadline = math.inf  # what the handler does now has limits of its own
         await trio.lowlevel.checkpoint()
         return view[:filled]
 

@@ -11,6 +11,7 @@ taken for the next one's head.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -125,6 +126,7 @@ class Connection:
                 self.is_idle = False
                 data = bytes(inbox[:end])
                 del inbox[:end]
+                self._transport.deadline = math.inf  # each later wait sets its own
                 return parse_head(data)
             searched = len(inbox)
             data = await self._transport.receive(RECEIVE_LENGTH)

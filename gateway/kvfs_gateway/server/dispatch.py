@@ -12,8 +12,12 @@ from kvfs_gateway.s3.head import Head
 from kvfs_gateway.s3.routing import Addressing, Operation
 from kvfs_gateway.server import (
     bucket_handlers,
+    copy_handlers,
+    delete_handlers,
     listing_handlers,
+    multipart_handlers,
     object_handlers,
+    tagging_handlers,
 )
 from kvfs_gateway.server.access_log import Access
 from kvfs_gateway.server.body import RequestBody
@@ -36,6 +40,19 @@ HANDLERS: dict[Operation, Handler] = {
     Operation.GET_OBJECT: object_handlers.get_object,
     Operation.HEAD_OBJECT: object_handlers.head_object,
     Operation.DELETE_OBJECT: object_handlers.delete_object,
+    Operation.DELETE_OBJECTS: delete_handlers.delete_objects,
+    Operation.COPY_OBJECT: copy_handlers.copy_object,
+    Operation.GET_OBJECT_ATTRIBUTES: tagging_handlers.get_object_attributes,
+    Operation.GET_OBJECT_TAGGING: tagging_handlers.get_object_tagging,
+    Operation.PUT_OBJECT_TAGGING: tagging_handlers.put_object_tagging,
+    Operation.DELETE_OBJECT_TAGGING: tagging_handlers.delete_object_tagging,
+    Operation.CREATE_MULTIPART_UPLOAD: multipart_handlers.create_multipart_upload,
+    Operation.UPLOAD_PART: multipart_handlers.upload_part,
+    Operation.UPLOAD_PART_COPY: multipart_handlers.upload_part_copy,
+    Operation.COMPLETE_MULTIPART_UPLOAD: multipart_handlers.complete_multipart_upload,
+    Operation.ABORT_MULTIPART_UPLOAD: multipart_handlers.abort_multipart_upload,
+    Operation.LIST_PARTS: multipart_handlers.list_parts,
+    Operation.LIST_MULTIPART_UPLOADS: multipart_handlers.list_multipart_uploads,
 }
 
 _HEALTH_PATHS = frozenset(

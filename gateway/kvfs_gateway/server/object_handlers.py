@@ -11,6 +11,7 @@ import contextlib
 
 from kvfs.errors import Corrupt, NotFound
 from kvfs.model import Entry, PutOptions, WriteCondition
+from kvfs.store.part_files import PartWriter
 from kvfs.store.staging import Staging
 from kvfs_gateway.s3.conditions import (
     Outcome,
@@ -94,7 +95,7 @@ def _refuse_early(call: Call, condition: WriteCondition) -> None:
         raise S3Error("PreconditionFailed", fields=(("Condition", "If-Match"),))
 
 
-async def receive(call: Call, staging: Staging, limit: int) -> int:
+async def receive(call: Call, staging: Staging | PartWriter, limit: int) -> int:
     """Write the payload into `staging`; return its length. Raises: S3Error, NoSpace."""
     offset = 0
     while True:

@@ -1,0 +1,82 @@
+"""DeleteObjects: up to a thousand keys in one request.
+
+Owns the document and the error of each key; one key that cannot go does not stop the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kvfs.errors import KvfsError, NotFound
+from kvfs.model import ObjectPath
+from kvfs_gateway.s3 import xml
+from kvfs_gateway.s3.errors import S3Error
+from kvfs_gateway.s3.routing import MAX_KEY_LENGTH
+from kvfs_gateway.server.bucket_handlers import require_bucket
+from kvfs_gateway.server.error_map import to_s3_error
+from kvfs_gateway.server.response import Response, xml_response
+from kvfs_gateway.server.service import Call
+
+MAX_OBJECTS = 1000
+
+Document = dict[str, xml.Value]
+
+
+async def delete_objects(call: Call) -> Response:
+    """Remove the listed objects; absent ones count as removed."""
+    require_bucket(call)
+    call.body.begin_document(call.authentication)
+    text = await call.body.read_all(xml.MAX_XML_LENGTH)
+    document = xml.parse("DeleteObjects", text)
+    listed = document["Objects"]
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
+        raise S3Error("MalformedXML")
+    deleted, errors = await call.service.write(_delete_all, call, listed)
+    result: Document = {"Errors": errors}
+    if not document.get("Quiet"):
+        result["Deleted"] = deleted
+    return xml_response(xml.render("DeleteObjects", result))
+
+
+def _delete_all(
+    call: Call, listed: list[Mapping[str, xml.Value]]
+) -> tuple[list[Document], list[Document]]:
+    """Delete one by one; runs in a thread."""
+    deleted: list[Document] = []
+    errors: list[Document] = []
+    for item in listed:
+        shown: Document = {"Key": item["Key"]}
+        if "VersionId" in item:
+            shown["VersionId"] = item["VersionId"]
+        try:
+            _delete_one(call, item)
+        except S3Error as error:
+            errors.append({**shown, "Code": error.code, "Message": error.message})
+        else:
+            deleted.append(shown)
+    return deleted, errors
+
+
+def _delete_one(call: Call, item: Mapping[str, xml.Value]) -> None:
+    key = str(item["Key"]).encode()
+    if not key or len(key) > MAX_KEY_LENGTH:
+        raise S3Error("KeyTooLongError" if key else "InvalidArgument")
+    if item.get("VersionId", "null") not in ("null", ""):
+        raise S3Error("NoSuchVersion")
+    if "LastModifiedTime" in item or "Size" in item:
+        raise S3Error("NotImplemented", "Only ETag is a condition here.")
+    store = call.service.store
+    path = ObjectPath(call.route.bucket, key)
+    etag = str(item.get("ETag", "")).strip('"')
+    if etag:
+        entry = store.find(path)
+        if entry is None:
+            raise S3Error("NoSuchKey")
+        if etag not in ("*", entry.etag):
+            raise S3Error("PreconditionFailed")
+    try:
+        store.delete(path)
+    except NotFound:
+        return
+    except KvfsError as error:
+        raise to_s3_error(error) from error
