@@ -43,7 +43,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 def init_store(
-    root: Path,
+    root: Path | str,
     *,
     capacity_bytes: int | None = None,
     durability: Durability = Durability.CACHE,
@@ -84,7 +84,7 @@ def init_store(
 
 
 def open_store(
-    root: Path,
+    root: Path | str,
     *,
     clock: Clock | None = None,
     randomness: Randomness | None = None,
