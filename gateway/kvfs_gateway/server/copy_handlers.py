@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kvfs.errors import Corrupt, NotFound
 from kvfs.model import Entry, ObjectPath, PutOptions
-from kvfs.store.reader import ReadView
+from kvfs.store.read_view import ReadView
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.conditions import Outcome, decide, read_conditions
 from kvfs_gateway.s3.errors import S3Error

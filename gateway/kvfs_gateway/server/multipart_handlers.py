@@ -15,7 +15,7 @@ from dataclasses import replace
 from kvfs.errors import UploadNotFound
 from kvfs.model import Entry, PartInfo, PutOptions, UploadInfo
 from kvfs.store.part_files import PartWriter
-from kvfs.store.reader import ReadView
+from kvfs.store.read_view import ReadView
 from kvfs.store.uploads import MAX_PARTS, CompletePart
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.checksums import (
