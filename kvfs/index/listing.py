@@ -158,12 +158,12 @@ def _leave(walk: _Walk, common: bytes) -> None:
 
 
 def read_children(
-    txn: ReadTransaction, directory: int, *, after: bytes, limit: int
+    txn: ReadTransaction, directory: int, *, after: bytes, limit: int, is_live: IsLive
 ) -> list[DirectoryChild]:
     """Return the names that the mount shows, in stored order, behind cursor `after`.
 
     Hidden: "" (the S3 key `dir/`), "." and "..", names over 255 bytes, and a file beside a
-    directory of the same name.
+    directory of the same name, and what has expired (a lookup would not find it).
     """
     rows: list[DirectoryChild] = []
     for piece, inode, kind in txn.children(directory, after + b"\0" if after else b""):
@@ -172,6 +172,10 @@ def read_children(
             continue
         if kind != DIRECTORY and txn.dirent(directory, name + b"/") is not None:
             continue
+        if kind == FILE:
+            row = txn.inode(inode)
+            if row is None or not is_live(inode, row):
+                continue
         rows.append(DirectoryChild(name, inode, Kind(kind), piece))
         if len(rows) == limit:
             break

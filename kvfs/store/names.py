@@ -10,6 +10,7 @@ moves are journalled before their commit, so a rebuild never gives a block a nam
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import replace
 
 from kvfs.errors import (
@@ -49,6 +50,7 @@ from kvfs.store.directory_moves import append_directory_move
 from kvfs.store.objects import (
     TrashKey,
     count_name,
+    drop_inode,
     drop_name,
     file_row,
     find_namespace,
@@ -89,7 +91,7 @@ class Names:
             return entry_of(inode, row)
 
         check_component(place.name)
-        return self._context.commit(work)
+        return self._make(place, work)
 
     def symlink(self, place: ChildName, target: bytes, uid: int, gid: int) -> Entry:
         """Add a symbolic link (only the mount shows it). Raises: AlreadyExists, NotFound."""
@@ -111,7 +113,7 @@ class Names:
             tree.attach(txn, place.parent, place.name, inode, Kind.SYMLINK, False, now_ns)
             return entry_of(inode, row)
 
-        return self._context.commit(work)
+        return self._make(place, work)
 
     def link(self, inode: int, place: ChildName) -> Entry:
         """Add a hard link. Raises: AlreadyExists, NotFound, CrossNamespace, IsADirectory."""
@@ -134,7 +136,27 @@ class Names:
             count_name(txn, row, 1)
             return entry_of(inode, row)
 
-        return self._context.commit(work)
+        return self._make(place, work)
+
+    def _make(self, place: ChildName, work: Callable[[WriteTransaction], Entry]) -> Entry:
+        """Run `work`; a name that only an expired object still holds is freed for it first."""
+        try:
+            return self._context.commit(work)
+        except AlreadyExists:
+            trash = self._context.commit(lambda txn: self._drop_expired(txn, place))
+            if trash is None:
+                raise
+            self._trash.add(trash)
+            return self._context.commit(work)
+
+    def _drop_expired(self, txn: WriteTransaction, place: ChildName) -> list[TrashKey] | None:
+        """Remove the file at `place` if its lifetime is over; None if there is no such file."""
+        now_ns = self._context.clock.now_ns()
+        found = tree.lookup_child(txn, place.parent, place.name)
+        row = None if found is None else txn.inode(found[0])
+        if found is None or row is None or not is_expired(row, now_ns // 1_000_000_000):
+            return None
+        return drop_inode(txn, found[0], row, self._context.files, now_ns)
 
     # -- removing -------------------------------------------------------------------------------
 
@@ -237,36 +259,16 @@ class Names:
                 raise NotFound(f"{str(target)!r} does not exist, so it cannot be exchanged")
             _check_move(txn, target, source, present[0], present[1])
             return self._exchange(txn, source, found, target, present, now_ns), []
-        trash = self._clear_target(txn, target, kind, present, now_ns)
+        _clear_target(txn, target, kind, present)
+        trash: list[TrashKey] = []
         new_encoded = target.name + b"/" if kind == tree.DIRECTORY else target.name
         self._move(txn, inode, (source.parent, encoded), (target.parent, new_encoded), now_ns,
-                   is_replacing=present is not None and kind != tree.DIRECTORY)  # fmt: skip
+                   is_replacing=present is not None)  # fmt: skip
         if present is not None and kind != tree.DIRECTORY:
             trash = forget_name(
                 txn, target.parent, present[2], present[0], self._context.files, now_ns
             )
         return [inode], trash
-
-    def _clear_target(
-        self,
-        txn: WriteTransaction,
-        target: ChildName,
-        kind: int,
-        present: tuple[int, int, bytes] | None,
-        now_ns: int,
-    ) -> list[TrashKey]:
-        """Check that `present` may be replaced; remove it when it is a directory."""
-        if present is None:
-            return []
-        if kind != tree.DIRECTORY:
-            if present[1] == tree.DIRECTORY:
-                raise IsADirectory(f"{str(target)!r} is a directory")
-            return []
-        if present[1] != tree.DIRECTORY:
-            raise NotADirectory(f"{str(target)!r} is no directory")
-        row = tree.directory_row(txn, present[0])
-        remove_empty_directory(txn, present[0], row, now_ns)
-        return []
 
     def _move(
         self,
@@ -334,6 +336,9 @@ class Names:
             for (inode, kind, is_live, _, new), other in zip(moves, reversed(moves), strict=True):
                 tree.replace(txn, *new, inode, kind, int(is_live) - int(other[2]), now_ns)
         else:
+            for *_, new in moves:
+                if tree.lookup(txn, *new) is not None:
+                    raise AlreadyExists("a file of that name lies behind the directory: move it")
             for inode, kind, is_live, _, new in moves:
                 tree.attach(txn, *new, inode, kind, is_live, now_ns)
             for _, _, is_live, old, _ in moves:
@@ -401,12 +406,34 @@ def label_of(row: InodeRow, published_ns: int, path: bytes) -> BlockLabel:
 
 def remove_empty_directory(txn: WriteTransaction, inode: int, row: InodeRow, now_ns: int) -> None:
     """Remove a directory (and, in the root, its namespace). Raises: DirectoryNotEmpty."""
+    _drop_directory(txn, inode, row)
+    tree.detach(txn, row.parent, row.name, False, now_ns)
+
+
+def _drop_directory(txn: WriteTransaction, inode: int, row: InodeRow) -> None:
+    """Remove a directory's row; its name is the caller's. Raises: DirectoryNotEmpty."""
     if tree.has_children(txn, inode):
         raise DirectoryNotEmpty("the directory is not empty: remove what is in it first")
     txn.delete_inode(inode, row)
     if row.parent == ROOT_INODE:
         txn.delete_namespace(row.namespace_id)
-    tree.detach(txn, row.parent, row.name, False, now_ns)
+
+
+def _clear_target(
+    txn: WriteTransaction, target: ChildName, kind: int, present: tuple[int, int, bytes] | None
+) -> None:
+    """Check that a move of `kind` may replace `present`; a directory's row goes at once.
+
+    Its name stays, to be rewritten: removing it could take an implied parent along.
+    """
+    if present is None:
+        return
+    if kind != tree.DIRECTORY and present[1] == tree.DIRECTORY:
+        raise IsADirectory(f"{str(target)!r} is a directory")
+    if kind == tree.DIRECTORY and present[1] != tree.DIRECTORY:
+        raise NotADirectory(f"{str(target)!r} is no directory")
+    if kind == tree.DIRECTORY:
+        _drop_directory(txn, present[0], tree.directory_row(txn, present[0]))
 
 
 def _directory_path(txn: ReadTransaction, place: ChildName) -> tuple[NamespaceId, bytes] | None:

@@ -95,8 +95,9 @@ class Namespaces:
                 raise NamespaceNotEmpty("the bucket is not empty: delete its objects first")
             empty = _empty_directories(txn, inode)
             for child in [*reversed(empty), inode]:
-                row = tree.directory_row(txn, child)
-                remove_empty_directory(txn, child, row, now_ns)
+                row = txn.inode(child)
+                if row is not None:  # an implied one went with its last child
+                    remove_empty_directory(txn, child, row, now_ns)
             return namespace_id
 
         namespace_id = self._context.commit(work)

@@ -37,6 +37,7 @@ from kvfs.model import (
     Kind,
     NamespaceId,
     ObjectPath,
+    Pin,
     Place,
     WriteCondition,
 )
@@ -62,7 +63,7 @@ class Target:
 
 def find_namespace(txn: ReadTransaction, name: bytes) -> tuple[NamespaceId, int]:
     """Return (namespace id, inode) of a bucket. Raises: NamespaceNotFound."""
-    found = txn.dirent(ROOT_INODE, name + b"/")
+    found = tree.lookup(txn, ROOT_INODE, name + b"/")
     namespace_id = txn.namespace_of(found[0]) if found else None
     if found is None or namespace_id is None:
         shown = name.decode("utf-8", "replace")
@@ -92,7 +93,7 @@ def find_inode(txn: ReadTransaction, place: Place) -> int | None:
     if isinstance(place, ChildName):
         found = tree.lookup_child(txn, place.parent, place.name)
         return None if found is None else found[0]
-    bucket = txn.dirent(ROOT_INODE, place.namespace + b"/")
+    bucket = tree.lookup(txn, ROOT_INODE, place.namespace + b"/")
     if bucket is None:
         return None
     encoded_names = split_key(place.key)
@@ -123,8 +124,11 @@ def check_condition(
 
 
 def is_expired(row: InodeRow, now_s: int) -> bool:
-    """Return whether the row's lifetime is over (the touch in memory may still save it)."""
-    return row.expires_at_s != 0 and row.expires_at_s <= now_s
+    """Return whether the row's lifetime is over (the touch in memory may still save it).
+
+    A hard pin outlasts any lifetime: nothing would ever remove such a row, so it stays served (I5).
+    """
+    return 0 < row.expires_at_s <= now_s and row.pin is not Pin.HARD
 
 
 def add_name(

@@ -26,6 +26,7 @@ from kvfs.model import (
     ListPage,
     Namespace,
     ObjectPath,
+    Pin,
     Place,
 )
 from kvfs.store.access_times import AccessTimes
@@ -185,8 +186,10 @@ class Reader:
             self._trust.condemn(row.digest, now)
 
     def _is_live(self, inode: int, row: InodeRow | Entry) -> bool:
-        """Return whether the row is unexpired, counting notes not yet written."""
-        if not row.expires_at_s or row.expires_at_s > self._context.now_s():
+        """Return whether the row is unexpired, counting notes not yet written; a hard pin is."""
+        if not row.expires_at_s or row.pin is Pin.HARD:
+            return True
+        if row.expires_at_s > self._context.now_s():
             return True
         access = self._access
         expires = access.expires_at_s(inode, row.expires_at_s, row.ttl_s, row.is_sliding)
@@ -222,7 +225,7 @@ class Reader:
         """Return the mount's view of a directory. Raises: NotFound, NotADirectory."""
         with self._index.read() as txn:
             tree.directory_row(txn, inode)
-            return read_children(txn, inode, after=after, limit=limit)
+            return read_children(txn, inode, after=after, limit=limit, is_live=self._is_live)
 
     def find_namespace(self, name: bytes) -> Namespace | None:
         """Return the bucket called `name`, or None."""

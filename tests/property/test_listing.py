@@ -274,7 +274,7 @@ def test_a_directory_is_read_page_by_page_without_loss_or_repetition(
         bucket = bucket_of(txn, keys)
         rows: list[DirectoryChild] = []
         after = b""
-        while page := read_children(txn, bucket, after=after, limit=limit):
+        while page := read_children(txn, bucket, after=after, limit=limit, is_live=_is_live):
             rows += page
             after = page[-1].cursor
             assert len(rows) <= len(keys)
