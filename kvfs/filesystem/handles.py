@@ -11,6 +11,7 @@ failed, or that was killed, publishes nothing.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import os
@@ -34,6 +35,10 @@ T = TypeVar("T")
 INLINE_BYTES = 64 * 1024
 """Copies up to this size run on the loop: a thread costs about 60 us, the copy 10."""
 COPY_BYTES = 8 * 1024 * 1024
+FALLOC_PUNCH_HOLE = 2
+FALLOC_ZERO_RANGE = 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -196,6 +201,36 @@ class Writing:
                 raise
             writing.is_changed = True
 
+    async def allocate(self, writing: WritingFile, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) on the private copy: reserve, punch a hole, zero a range."""
+        async with writing.lock:
+            try:
+                staging = await self._make_private(writing)
+                if not mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE):
+                    await self._in_thread(staging.ensure, offset + length)
+                await self._in_thread(fallocate, staging.fd, mode, offset, length)
+            except KvfsError as error:
+                writing.failure = writing.failure or errno_of(error)
+                raise
+            writing.is_changed = True
+
+    async def copy_in(
+        self, writing: WritingFile, source: int, source_offset: int, offset: int, length: int
+    ) -> int:
+        """Copy from the descriptor `source` without passing the bytes through user space."""
+        async with writing.lock:
+            try:
+                staging = await self._make_private(writing)
+                await self._in_thread(staging.ensure, offset + length)
+                copied = await self._in_thread(
+                    os.copy_file_range, source, staging.fd, length, source_offset, offset
+                )
+            except KvfsError as error:
+                writing.failure = writing.failure or errno_of(error)
+                raise
+            writing.is_changed = True
+            return copied
+
     async def sync(self, writing: WritingFile) -> None:
         async with writing.lock:
             if writing.staging is not None:
@@ -271,6 +306,14 @@ class Writing:
         base, writing.base = writing.base, None
         if base is not None:
             base.close()
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), which Python offers without its modes. Raises: OSError."""
+    arguments = (ctypes.c_int64(offset), ctypes.c_int64(length))
+    if _libc.fallocate(descriptor, mode, *arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def fill(staging: Staging, view: ReadView, keep: int | None) -> None:

@@ -35,6 +35,7 @@ from kvfs.clock import SystemClock
 from kvfs.config import process_environment
 from kvfs.errors import Denied, InvalidArgument, KvfsError, NotFound, Unavailable
 from kvfs.filesystem import mount_points, pyfuse3_session
+from kvfs.filesystem.kernel.session import KernelSession
 from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.processes import ProcProcesses
 from kvfs.open_store import open_store
@@ -208,9 +209,16 @@ async def _serve(store: Store, options: MountOptions, announce: Callable[[str], 
 
 def _choose_session(operations: Operations, options: MountOptions) -> Session:
     """Return the transport asked for, or the first that can run here."""
-    if not pyfuse3_session.is_available():
-        raise Denied("pyfuse3 is not installed: pip install 'kvfs[fuse]'")
-    return pyfuse3_session.Pyfuse3Session(
+    is_root = os.geteuid() == 0
+    if options.transport == "kernel" or (options.transport == "auto" and is_root):
+        if not is_root:
+            raise Denied("the kernel transport needs root: use --transport pyfuse3")
+        make: Callable[..., Session] = KernelSession
+    elif pyfuse3_session.is_available():
+        make = pyfuse3_session.Pyfuse3Session
+    else:
+        raise Denied("pyfuse3 is not installed: pip install 'kvfs[fuse]', or mount as root")
+    return make(
         operations,
         source=options.store,
         allow_other=options.allows_others,

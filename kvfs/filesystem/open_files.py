@@ -36,6 +36,8 @@ LOCK_SUFFIX = b".lock"
 Otherwise flock would let two openers in.
 """
 INLINE_READ_BYTES = 128 * 1024
+MAX_COPY_BYTES = 1 << 30
+"""One copy_file_range moves at most this, as the kernel's own limit is 2 GiB."""
 
 
 def wants_write(flags: int) -> bool:
@@ -171,8 +173,6 @@ class OpenFiles:
         descriptor = None
         if reading is not None and reading.view.size and reading.view.codec is Codec.RAW:
             descriptor = reading.view.fd  # an empty file has no block to point at
-        elif writing is not None and writing.staging is not None and not writing.is_shared:
-            descriptor = writing.staging.fd
         return OpenReply(
             handle.number,
             keep_cache=writing is None,
@@ -330,6 +330,58 @@ class OpenFiles:
                 await self._publish(node, writing)
         finally:
             await self._state.writing.close(writing)
+
+    async def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2)."""
+        handle = self._state.handles.get(number)
+        if handle.writing is None or not handle.is_writer:
+            raise os_error(errno.EBADF)
+        await self._state.writing.allocate(handle.writing, mode, offset, length)
+
+    async def seek(self, number: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE."""
+        handle = self._state.handles.get(number)
+        size = self._size(handle)
+        descriptor = self._descriptor(handle)
+        if offset >= size:
+            raise os_error(errno.ENXIO)
+        if descriptor is None:  # compressed: all data, and a hole only at the end
+            return offset if whence == os.SEEK_DATA else size
+        return os.lseek(descriptor, offset, whence)
+
+    async def copy_range(
+        self, source: int, source_offset: int, target: int, offset: int, length: int
+    ) -> int:
+        """copy_file_range(2): the bytes stay in the kernel."""
+        giver, taker = (self._state.handles.get(number) for number in (source, target))
+        if taker.writing is None or not taker.is_writer:
+            raise os_error(errno.EBADF)
+        length = max(0, min(length, self._size(giver) - source_offset, MAX_COPY_BYTES))
+        descriptor = self._descriptor(giver)
+        if descriptor is None:
+            raise os_error(errno.EOPNOTSUPP)  # the caller reads and writes instead
+        if not length:
+            return 0
+        return await self._state.writing.copy_in(
+            taker.writing, descriptor, source_offset, offset, length
+        )
+
+    @staticmethod
+    def _size(handle: Handle) -> int:
+        if handle.writing is not None:
+            return handle.writing.size()
+        assert handle.reading is not None, "a handle either writes or reads"
+        return handle.reading.view.size
+
+    @staticmethod
+    def _descriptor(handle: Handle) -> int | None:
+        """Return a descriptor on the handle's bytes, None where they are compressed."""
+        view = handle.writing.base if handle.writing is not None else None
+        if handle.writing is not None and handle.writing.staging is not None:
+            return handle.writing.staging.fd
+        if handle.reading is not None:
+            view = handle.reading.view
+        return view.fd if view is not None and view.codec is Codec.RAW else None
 
     async def sync(self, number: int) -> None:
         handle = self._state.handles.get(number)

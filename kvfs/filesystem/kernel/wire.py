@@ -38,6 +38,7 @@ IOCTL_OUT = struct.Struct("<iIII")
 DIRENT = struct.Struct("<QQII")
 FORGET_ONE = struct.Struct("<QQ")
 SIZES = struct.Struct("<II")
+ENTRY_BYTES = ENTRY_OUT.size + ATTRIBUTES.size
 MAX_FORGETS = 65536
 """One BATCH_FORGET fits a read buffer; more than this cannot come (I8)."""
 
