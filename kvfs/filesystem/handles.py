@@ -67,6 +67,8 @@ class WritingFile:
     is_changed: bool = False
     is_discarded: bool = False
     has_twin: bool = False
+    sealed_size: int = 0
+    """Length of the sealed file that it started from or became."""
     sealing: os.stat_result | None = None
     """What its staging looked like, while the store is publishing it."""
     failure: int = 0
@@ -86,7 +88,7 @@ class WritingFile:
         found = self.staged()
         if found is not None:
             return found.st_size
-        return self.base.size if self.base is not None else 0
+        return self.sealed_size
 
 
 @dataclass(slots=True, eq=False)
@@ -258,7 +260,7 @@ class Writing:
         finally:
             writing.sealing = None
         self._close_base(writing)
-        writing.inode = entry.inode
+        writing.inode, writing.sealed_size = entry.inode, entry.size
         writing.is_changed = writing.is_hidden = False
         # A time set through the descriptor holds for what was written before it.
         writing.options = replace(writing.options, mtime_ns=0)

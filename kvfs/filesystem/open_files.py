@@ -7,9 +7,11 @@ Must hold: a name changes only by publish; the name's old readers keep their byt
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+from collections.abc import AsyncIterator
 
 from kvfs.errors import AlreadyExists, KvfsError, NotFound
 from kvfs.filesystem.handles import Handle, SharedView, WritingFile
@@ -171,11 +173,13 @@ class OpenFiles:
         )
         node.openers += 1
         descriptor = None
+        is_lock = reading is not None and reading.view.entry.name.endswith(LOCK_SUFFIX)
         if reading is not None and reading.view.size and reading.view.codec is Codec.RAW:
-            descriptor = reading.view.fd  # an empty file has no block to point at
+            # An empty file has no block to point at; a lock file's bytes change under its inode.
+            descriptor = None if is_lock else reading.view.fd
         return OpenReply(
             handle.number,
-            keep_cache=writing is None,
+            keep_cache=writing is None and not is_lock,
             is_flushed=is_writer,
             descriptor=descriptor,
         )
@@ -213,9 +217,10 @@ class OpenFiles:
             self._adopt(node, writing)
         else:
             writing = node.writing
-        if flags & os.O_TRUNC:
-            await self._state.writing.truncate(writing, 0)
-        return self._opened(node, is_writer=True, writing=writing)
+        async with self._held(node, writing):
+            if flags & os.O_TRUNC:
+                await self._state.writing.truncate(writing, 0)
+            return self._opened(node, is_writer=True, writing=writing)
 
     async def _open_alias(
         self, node: Node, place: ChildName, flags: int, caller: Caller
@@ -234,7 +239,7 @@ class OpenFiles:
         else:
             raise os_error(errno.ESTALE)
         if flags & os.O_TRUNC:
-            writing.inode = 0
+            writing.inode = writing.sealed_size = 0
             await state.writing.begin_empty(writing)
         elif entry is not None:
             node.inode = entry.inode
@@ -250,9 +255,10 @@ class OpenFiles:
             entry = self._state.entry(node)
             writing = self._from_entry(entry, ChildName(entry.parent, entry.name), caller)
             self._adopt(node, writing)
-        if flags & os.O_TRUNC:
-            await self._state.writing.truncate(writing, 0)
-        return self._opened(node, is_writer=True, writing=writing)
+        async with self._held(node, writing):
+            if flags & os.O_TRUNC:
+                await self._state.writing.truncate(writing, 0)
+            return self._opened(node, is_writer=True, writing=writing)
 
     def _from_entry(self, entry: Entry, place: ChildName, caller: Caller) -> WritingFile:
         """Return a writer that starts from `entry` and keeps what a stat shows of it."""
@@ -268,7 +274,7 @@ class OpenFiles:
             pin=entry.pin,
         )
         writing = WritingFile(place, entry.namespace_id, self._creator(caller), options)
-        writing.inode = entry.inode
+        writing.inode, writing.sealed_size = entry.inode, entry.size
         writing.is_hidden = False
         return writing
 
@@ -315,21 +321,43 @@ class OpenFiles:
     async def truncate(self, node: Node, size: int, number: int | None, caller: Caller) -> None:
         """Set the length: of the open private file, or of the published file as a replacement."""
         writing = node.writing
-        if writing is None and number is not None:
-            writing = self._state.handles.get(number).writing
-        if writing is not None:
-            await self._state.writing.truncate(writing, size)
+        if writing is not None and (number is not None or writing.is_hidden or writing.is_shared):
+            async with self._held(node, writing):
+                await self._state.writing.truncate(writing, size)
+                if writing.is_shared:
+                    async with writing.lock:
+                        await self._publish(node, writing)
             return
         entry = self._state.entry(node)
-        if entry.size == size:
-            return
+        if entry.size != size:
+            await self._replace_by_length(node, entry, size, caller)
+
+    async def _replace_by_length(self, node: Node, entry: Entry, size: int, caller: Caller) -> None:
+        """truncate(2) by name: publish a copy of that length at once.
+
+        It is a new inode, found by the next lookup: this one may be open, and its readers keep
+        their bytes.
+        """
         writing = self._from_entry(entry, ChildName(entry.parent, entry.name), caller)
         try:
             await self._state.writing.truncate(writing, size)
             async with writing.lock:
-                await self._publish(node, writing)
+                self._follow_rename(writing)
+                replacement = await self._state.writing.publish(writing)
         finally:
             await self._state.writing.close(writing)
+        if replacement is not None:
+            node.last = attributes_of(replacement, node.ino)
+
+    @contextlib.asynccontextmanager
+    async def _held(self, node: Node, writing: WritingFile) -> AsyncIterator[None]:
+        """Keep the private file although its last handle may be released meanwhile."""
+        writing.openers += 1
+        try:
+            yield
+        finally:
+            writing.openers -= 1
+            await self._drop_unused(node, writing)
 
     async def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2)."""
@@ -399,15 +427,19 @@ class OpenFiles:
         node = self._state.inodes.get(handle.nodeid)
         async with writing.lock:
             if writing.failure:
-                await self._state.writing.discard(writing)
+                await self._give_up(writing)
                 raise os_error(writing.failure)
             if not writing.is_changed or writing.is_discarded:
                 return
             verdict = self._judge(node, writing, caller)
             if verdict is Verdict.DISCARD:
-                await self._state.writing.discard(writing)
+                await self._give_up(writing)
             elif verdict is Verdict.PUBLISH:
                 await self._publish(node, writing)
+
+    async def _give_up(self, writing: WritingFile) -> None:
+        self._state.pending.remove_writer(writing)
+        await self._state.writing.discard(writing)
 
     async def release(self, number: int) -> None:
         """The last descriptor is gone. What no close published is published now, or dropped."""
@@ -430,6 +462,9 @@ class OpenFiles:
             async with writing.lock:
                 if writing.is_changed and not writing.is_discarded and not writing.failure:
                     await self._publish_late(node, writing)
+        await self._drop_unused(node, writing)
+
+    async def _drop_unused(self, node: Node, writing: WritingFile) -> None:
         if writing.openers:
             return
         if node.writing is writing:

@@ -32,7 +32,7 @@ from kvfs.filesystem.records import (
     OpenReply,
     SpaceReport,
 )
-from kvfs.model import AttributeChange, ChildName, Entry, Kind, PutOptions
+from kvfs.model import AttributeChange, ChildName, DirectoryChild, Entry, Kind, PutOptions
 from kvfs.store.names import RenameMode
 from kvfs.store.store import Store
 
@@ -47,15 +47,18 @@ DOTS = 2
 
 @dataclass(slots=True)
 class OpenDirectory:
-    """A directory being listed: where each page of rows began, so that seekdir can go back."""
+    """A directory being listed.
+
+    Offsets count rows. The page in hand is kept, so that they stay true while names come and go; of
+    earlier pages only the beginning, so that seekdir can go back.
+    """
 
     inode: int
     parent: int
     cursors: list[bytes] = field(default_factory=lambda: [b""])
-    """cursors[p] is what `after` must be to read page p;
-
-    Grows by one a page, so by one a thousand.
-    """
+    """cursors[p] is what `after` must be to read page p: one for every thousand rows."""
+    page: int = -1
+    rows: list[DirectoryChild] = field(default_factory=list)
 
 
 class Operations:
@@ -384,22 +387,30 @@ class Operations:
         """
         directory = self._directory(number)
         if offset < 1:
+            directory.page = -1  # rewinddir asks for what is there now
             yield DirectoryRow(b".", directory.inode, Kind.DIRECTORY, 1)
         if offset < DOTS:
             yield DirectoryRow(b"..", directory.parent, Kind.DIRECTORY, DOTS)
-        index = max(0, offset - DOTS)
-        page, skip = divmod(index, LISTING_PAGE)
+        page, skip = divmod(max(0, offset - DOTS), LISTING_PAGE)
         while page < len(directory.cursors):
-            rows = self._state.store.read_directory(
-                directory.inode, after=directory.cursors[page], limit=LISTING_PAGE
-            )
-            if len(rows) == LISTING_PAGE and page + 1 == len(directory.cursors):
-                directory.cursors.append(rows[-1].cursor)
             base = DOTS + page * LISTING_PAGE + 1
+            rows = self._page(directory, page)
             for position in range(skip, len(rows)):
                 row = rows[position]
                 yield DirectoryRow(row.name, row.inode, row.kind, base + position)
             page, skip = page + 1, 0
+
+    def _page(self, directory: OpenDirectory, page: int) -> list[DirectoryChild]:
+        """Return the rows of page `page`: those in hand, or read anew."""
+        if directory.page != page:
+            directory.rows = self._state.store.read_directory(
+                directory.inode, after=directory.cursors[page], limit=LISTING_PAGE
+            )
+            directory.page = page
+            del directory.cursors[page + 1 :]
+            if len(directory.rows) == LISTING_PAGE:
+                directory.cursors.append(directory.rows[-1].cursor)
+        return directory.rows
 
     def readdir_entry(self, row: DirectoryRow) -> EntryReply | None:
         """Return the row with attributes, None if it went away;

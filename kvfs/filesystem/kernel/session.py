@@ -341,26 +341,30 @@ class KernelSession:
 
     async def _open(self, request: Request) -> bytes:
         flags, caller = request.fields[0], _caller(request)
-        return self._opened(
-            request.nodeid, await self._operations.files.open(request.nodeid, flags, caller)
-        )
+        opened = await self._operations.files.open(request.nodeid, flags, caller)
+        return await self._opened(request.nodeid, opened)
 
     async def _create(self, request: Request) -> bytes:
         flags, mode = request.fields[:2]
         entry, opened = await self._operations.files.create(
             request.nodeid, request.names[0], mode, flags, _caller(request)
         )
-        return _entry(entry) + self._opened(entry.nodeid, opened)
+        return _entry(entry) + await self._opened(entry.nodeid, opened)
 
     async def _tmpfile(self, request: Request) -> bytes:
         flags, mode = request.fields[:2]
         entry, opened = await self._operations.files.create_unnamed(
             request.nodeid, mode, flags, _caller(request)
         )
-        return _entry(entry) + self._opened(entry.nodeid, opened)
+        return _entry(entry) + await self._opened(entry.nodeid, opened)
 
-    def _opened(self, nodeid: int, reply: OpenReply) -> bytes:
-        backing_id = self._backing.acquire(nodeid, reply.descriptor)
+    async def _opened(self, nodeid: int, reply: OpenReply) -> bytes:
+        try:
+            is_writer = reply.is_flushed
+            backing_id = self._backing.acquire(nodeid, reply.descriptor, is_writer=is_writer)
+        except OSError:
+            await self._operations.files.release(reply.handle)
+            raise
         flags = OpenFlag(0) if reply.is_flushed else OpenFlag.NOFLUSH
         if backing_id:
             flags |= OpenFlag.PASSTHROUGH
