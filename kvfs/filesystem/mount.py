@@ -38,6 +38,7 @@ from kvfs.filesystem import mount_points, pyfuse3_session
 from kvfs.filesystem.kernel.session import KernelSession
 from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.processes import ProcProcesses
+from kvfs.format import read_format
 from kvfs.open_store import open_store
 from kvfs.store.store import Store
 
@@ -110,11 +111,16 @@ def unmount(mountpoint: str | os.PathLike[str]) -> None:
         raise NotFound(
             f"{path} is not a kvfs mount: findmnt -t {mount_points.FILESYSTEM} lists them"
         )
-    if mount_points.is_answering(path):
-        mount_points.unmount_now(path)
-    else:
-        mount_points.detach(path)
-    _await_daemon(Path(mount.source), path)
+    daemon = _find_daemon(Path(mount.source), path)
+    try:
+        if mount_points.is_answering(path):
+            mount_points.unmount_now(path)
+        else:
+            mount_points.detach(path)
+        _await_daemon(daemon, path)
+    finally:
+        if daemon is not None:
+            os.close(daemon)
 
 
 def serve_mount(options: MountOptions, announce: Callable[[str], None]) -> None:
@@ -122,19 +128,17 @@ def serve_mount(options: MountOptions, announce: Callable[[str], None]) -> None:
 
     announce: called once with the transport's name when the mount answers.
     """
+    root = Path(options.store)
+    read_format(root)  # before anything is put into what may be no store
     with (
-        open_store(Path(options.store), read_only=options.is_read_only, background=True) as store,
-        _running_mark(store, options.mountpoint),
+        RunningMark(_mark_path(root, options.mountpoint)),
+        open_store(root, read_only=options.is_read_only, background=True) as store,
     ):
         try:
             trio.run(_serve, store, options, announce)
         except BaseExceptionGroup as group:
             # The nursery's wrapping says nothing to a caller who waits for one sentence.
             raise _first_known(group) from group
-
-
-def _running_mark(store: Store, mountpoint: str) -> RunningMark:
-    return RunningMark(_mark_path(store.path, mountpoint))
 
 
 class RunningMark:
@@ -169,21 +173,24 @@ def _mark_path(store: Path, mountpoint: str) -> Path:
     return store / "run" / f"mount-{sha256(os.fsencode(mountpoint)).hexdigest()[:16]}"
 
 
-def _await_daemon(store: Path, mountpoint: str) -> None:
-    """Wait until the daemon that served `mountpoint` has closed the store."""
+def _find_daemon(store: Path, mountpoint: str) -> int | None:
+    """Return a pidfd of the daemon that serves `mountpoint`, None if it has ended."""
     try:
-        daemon = os.pidfd_open(int(_mark_path(store, mountpoint).read_text()))
+        return os.pidfd_open(int(_mark_path(store, mountpoint).read_text()))
     except (OSError, ValueError):
-        return  # it has ended, or the store is not this user's
-    try:
-        poll = select.poll()
-        poll.register(daemon, select.POLLIN)
-        if not poll.poll(STOP_SECONDS * 1000):
-            raise Unavailable(
-                f"the daemon of {mountpoint} still finishes its open files: it ends by itself"
-            )
-    finally:
-        os.close(daemon)
+        return None  # or the store is not this user's
+
+
+def _await_daemon(daemon: int | None, mountpoint: str) -> None:
+    """Wait until the daemon has closed the store and ended."""
+    if daemon is None:
+        return
+    poll = select.poll()
+    poll.register(daemon, select.POLLIN)
+    if not poll.poll(STOP_SECONDS * 1000):
+        raise Unavailable(
+            f"the daemon of {mountpoint} still finishes its open files: it ends by itself"
+        )
 
 
 # -- the daemon's inside
