@@ -113,6 +113,7 @@ def open_store(
             if is_alone and not read_only:
                 epoch.mark_open()
             context = _context(root, format_, clock, randomness, is_read_only=read_only)
+            context.index.free_dead_readers()
             if is_unclean and not read_only:
                 suspects = Trust(context).declare_suspects()
                 log.info("unclean stop blocks_to_check=%d", suspects)

@@ -79,14 +79,15 @@ class Housekeeping:
             freed += self._trash.empty_table()
         examined = 0
         while freed < wanted_bytes and examined < max_objects:
-            count, trash = self._context.commit(
+            count, released, trash = self._context.commit(
                 partial(self._evict_batch, wanted=wanted_bytes - freed)
             )
             self._trash.add(trash)
-            freed += self._trash.empty_waiting()
+            freed += released
             examined += count
             if not count:
                 break
+        self._trash.empty_waiting()
         return freed
 
     def sweep(self) -> SweepReport:
@@ -128,7 +129,8 @@ class Housekeeping:
                 _postpone(txn, inode, row, noted)
         return len(due), trash
 
-    def _evict_batch(self, txn: WriteTransaction, wanted: int) -> tuple[int, list[TrashKey]]:
+    def _evict_batch(self, txn: WriteTransaction, wanted: int) -> tuple[int, int, list[TrashKey]]:
+        """Return (objects dropped, bytes that unlinking their files will free, the files)."""
         now_ns = self._context.clock.now_ns()
         trash: list[TrashKey] = []
         freed = 0
@@ -145,7 +147,7 @@ class Housekeeping:
                 freed += block.stored
             if freed >= wanted:
                 break
-        return count, trash
+        return count, freed, trash
 
     def _is_named(self, digest: Digest, generation: int) -> bool:
         with self._context.index.read() as txn:

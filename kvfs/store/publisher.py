@@ -12,12 +12,13 @@ Holds: I2 (a row names only complete, linked, and at `durable` synced files), I3
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Protocol
 
 from kvfs.codec.digest import digest_bytes, digest_file
-from kvfs.errors import InvalidArgument, NamespaceNotFound, NotFound, Unavailable
+from kvfs.errors import InvalidArgument, KvfsError, NamespaceNotFound, NotFound, Unavailable
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import MAX_ATTRIBUTES_LENGTH, BlockRow, InodeRow, attributes_length, entry_of
@@ -45,6 +46,8 @@ from kvfs.store.objects import (
 from kvfs.store.space import Space
 from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
+
+log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 4
 """The live block found before the commit may be gone inside it; then the file is linked."""
@@ -289,9 +292,13 @@ class Publisher:
         if sealed.generation is None:
             self._context.files.discard(sealed.file)
         else:
-            if not sealed.is_used:
-                self._context.files.unlink(sealed.digest, sealed.generation)
-            os.close(sealed.file.descriptor)
+            try:
+                if not sealed.is_used:
+                    self._context.files.unlink(sealed.digest, sealed.generation)
+            except KvfsError:
+                log.warning("orphan left for the sweep digest=%s", sealed.digest.hex())
+            finally:
+                os.close(sealed.file.descriptor)
         self._space.release(reserved + sealed.moved - (sealed.charged if sealed.is_used else 0))
 
 

@@ -42,25 +42,31 @@ class Trash:
             self.empty_waiting()
 
     def empty_waiting(self) -> int:
-        """Unlink what this process deleted; return the bytes freed."""
+        """Unlink what this process deleted; return the bytes freed.
+
+        Waits for another thread that is at it: on return everything added before is gone.
+        """
         freed = 0
-        while True:
-            with self._lock:
-                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            if not batch:
-                return freed
-            freed += self._remove(batch)
+        with self._lock:
+            while self._waiting:
+                count = min(BATCH, len(self._waiting))
+                freed += self._remove([self._waiting.popleft() for _ in range(count)])
+        return freed
 
     def empty_table(self, limit: int = 1 << 62) -> int:
-        """Unlink whatever any process, dead ones too, left in the table; return the bytes freed."""
+        """Unlink whatever any process, dead ones too, left in the table; return the bytes freed.
+
+        A file that cannot be unlinked is passed over, so it never wedges the others.
+        """
         freed = 0
+        start = b""
         while limit > 0:
             with self._context.index.read() as txn:
-                keys = list(islice(txn.keys("trash"), min(BATCH, limit)))
-            removed = self._remove([_parse(key) for key in keys])
-            if not keys or not removed:
-                return freed + removed
-            freed += removed
+                keys = list(islice(txn.keys("trash", start=start), min(BATCH, limit)))
+            if not keys:
+                break
+            freed += self._remove([_parse(key) for key in keys])
+            start = keys[-1] + b"\0"
             limit -= len(keys)
         return freed
 
