@@ -68,8 +68,8 @@ class Gateway:
 
     def worker_pids(self) -> list[int]:
         """Return the processes that serve."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return sorted(int(pid) for path in tasks for pid in path.read_text().split())
 
 
 @contextlib.contextmanager

@@ -238,16 +238,15 @@ class RequestBody:
         limit = len(view) if self._transfer is not None else min(len(view), self._left)
         filled = min(len(self._inbox), limit)
         if filled:
-            view[:filled] = memoryview(self._inbox)[:filled].toreadonly()
+            view[:filled] = self._inbox[:filled]
             del self._inbox[:filled]
-        while filled < limit:
+        # The end of a chunked body is not known: take what is there instead of waiting for more.
+        while filled < limit and not (filled and self._transfer is not None):
             self._transport.deadline = trio.current_time() + STALL_SECONDS
             count = await self._transport.receive_into(view[filled:limit])
             if count == 0:
                 raise Disconnected("the body ended early")
             filled += count
-            if self._transfer is not None:
-                break
         self._transport.deadline = math.inf  # what the handler does now has limits of its own
         await trio.lowlevel.checkpoint()
         return view[:filled]

@@ -101,7 +101,10 @@ class Worker:
                                 accept_forever, listener, settings, self._connections, nursery
                             )
                         acceptors.start_soon(
-                            reap_forever, self._connections, self._access_log.flush
+                            reap_forever,
+                            self._connections,
+                            self._access_log.flush,
+                            self._publish_usage,
                         )
                         acceptors.start_soon(_stop_without_supervisor, supervisor, accepting)
                         os.write(self._settings.ready_fd, b"1")
@@ -137,6 +140,11 @@ class Worker:
             return
         self._service.credential = credential
         log.info("event=reloaded")
+
+    def _publish_usage(self) -> None:
+        """Tell the supervisor's metrics the store's space; the first worker does it for all."""
+        if self._settings.worker == 0:
+            self._metrics.set_usage(self._service.store.usage())
 
     async def _drain(self, nursery: trio.Nursery) -> None:
         self._is_draining = True
