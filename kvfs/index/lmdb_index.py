@@ -19,7 +19,7 @@ from typing import Protocol, Self, TypeVar, cast
 
 import lmdb
 
-from kvfs.errors import IndexFull, StoreDamaged, Unavailable
+from kvfs.errors import Closed, IndexFull, StoreDamaged, Unavailable
 from kvfs.index.schema import (
     NAMESPACE_PREFIX,
     TABLES,
@@ -334,6 +334,7 @@ class LmdbIndex:
         self.blocks = self.tables["blocks"]
         self.meta = self.tables["meta"]
         self._begin = self._env.begin
+        self._is_closed = False
 
     def read(self) -> ReadTransaction:
         """Open a read transaction for microseconds; use it in a `with`.
@@ -375,6 +376,8 @@ class LmdbIndex:
             self.free_dead_readers()
         elif isinstance(error, lmdb.MapResizedError):
             self._env.set_mapsize(0)
+        elif self._is_closed:
+            raise Closed("the store was closed: open it again") from error
         else:
             raise Unavailable(f"the index cannot be read now: {error}") from error
         try:
@@ -405,6 +408,8 @@ class LmdbIndex:
                 f"the index is damaged ({error}): stop every process and run kvfs-fsck --repair"
             ) from error
         except lmdb.Error as error:
+            if self._is_closed:
+                raise Closed("the store was closed: open it again") from error
             raise Unavailable(
                 f"the index could not be written ({error}): free disk space or check the disk"
             ) from error
@@ -442,5 +447,6 @@ class LmdbIndex:
         self._env.sync(True)
 
     def close(self) -> None:
-        """Close the environment; no transaction may be open."""
+        """Close the environment; no transaction may be open. Later calls raise Closed."""
+        self._is_closed = True
         self._env.close()

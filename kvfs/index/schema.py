@@ -38,6 +38,7 @@ from kvfs.errors import InvalidName
 from kvfs.model import (
     MAX_DEPTH,
     MAX_KEY_LENGTH,
+    MAX_MOUNT_NAME_LENGTH,
     NO_DIGEST,
     ROOT_NAMESPACE,
     Codec,
@@ -56,6 +57,8 @@ TABLES = (
 PIECE_LENGTH = 440
 SOFT_PIN_PRIORITY = 255
 """A soft pin leaves last: it is ordered behind every priority an object can ask for (0-254)."""
+MAX_TIME_S = (1 << 32) - 1
+"""Times in rows and in the keys of `lru` and `expiry` are 32 bits: until 2106."""
 MAX_ATTRIBUTES_LENGTH = 64 * 1024
 """All extended attributes of one inode; XATTR_SIZE_MAX of one in the kernel is the same 64 KiB."""
 
@@ -311,14 +314,19 @@ def unpack_namespace(raw: bytes) -> NamespaceRow:
 
 def attributes_length(attributes: Mapping[str, bytes]) -> int:
     """Return the stored length of `attributes`."""
-    return sum(6 + len(name.encode()) + len(value) for name, value in attributes.items())
+    return sum(6 + len(_encode(name)) + len(value) for name, value in attributes.items())
+
+
+def _encode(attribute_name: str) -> bytes:
+    # A name that is no UTF-8 comes from the mount as os.fsdecode gives it.
+    return attribute_name.encode("utf-8", "surrogateescape")
 
 
 def pack_attributes(attributes: Mapping[str, bytes]) -> bytes:
     """Return the stored form of extended attributes; it ends with the row."""
     pieces = []
     for name, value in attributes.items():
-        encoded = name.encode("utf-8", "surrogateescape")
+        encoded = _encode(name)
         pieces.append(_ATTRIBUTE.pack(len(encoded), len(value)) + encoded + value)
     return b"".join(pieces)
 
@@ -338,6 +346,11 @@ def unpack_attributes(raw: bytes, at: int) -> Mapping[str, bytes]:
 
 def _is_md5(etag: str) -> bool:
     return len(etag) == 32 and not set(etag) - set("0123456789abcdef")
+
+
+def end_of_life(now_s: int, ttl_s: int) -> int:
+    """Return `expires_at_s` of a lifetime that starts now; 0 = never."""
+    return min(now_s + ttl_s, MAX_TIME_S) if ttl_s else 0
 
 
 def lru_key(inode: int, row: InodeRow) -> bytes | None:
@@ -394,15 +407,10 @@ def check_component(name: bytes) -> None:
         )
     if b"/" in name or b"\0" in name:
         raise InvalidName("a file name cannot contain '/' or NUL: remove it")
-    if len(name) > MAX_KEY_LENGTH:
-        raise InvalidName(f"the name has {len(name)} bytes; at most {MAX_KEY_LENGTH}: shorten it")
-
-
-def check_namespace_name(name: bytes) -> None:
-    """Raise InvalidName unless `name` can be a first directory."""
-    check_component(name)
-    if len(name) > 255:
-        raise InvalidName(f"the bucket name has {len(name)} bytes; at most 255 are allowed")
+    if len(name) > MAX_MOUNT_NAME_LENGTH:
+        raise InvalidName(
+            f"the name has {len(name)} bytes; at most {MAX_MOUNT_NAME_LENGTH} may be: shorten it"
+        )
 
 
 def describe(path: ObjectPath) -> str:

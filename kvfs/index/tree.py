@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvfs.errors import NotADirectory, NotFound
+from kvfs.errors import InvalidName, NotADirectory, NotFound
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import InodeRow, pack_u64, split_pieces
 from kvfs.model import MAX_DEPTH, ROOT_INODE, Kind, NamespaceId
@@ -21,6 +21,10 @@ FILE = int(Kind.FILE)
 DIRECTORY = int(Kind.DIRECTORY)
 SYMLINK = int(Kind.SYMLINK)
 CONTINUATION = int(Kind.CONTINUATION)
+
+MAX_CLIMB = 65_536
+"""Levels that a walk up may pass (I8). MAX_DEPTH bounds where a directory may be made or moved to,
+but what lies below a moved one can be deeper; a walk that stopped short would miscount."""
 
 
 def lookup(txn: ReadTransaction, parent: int, encoded: bytes) -> tuple[int, int] | None:
@@ -111,7 +115,7 @@ def detach(txn: WriteTransaction, parent: int, encoded: bytes, is_live: bool, no
     """Remove one name, and the implied directories that it leaves empty."""
     _remove_pieces(txn, parent, encoded)
     row = _child_changed(txn, parent, -1 if is_live else 0, now_ns)
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_CLIMB):
         if not row.is_implied or row.size or has_children(txn, parent):
             return
         txn.delete_inode(parent, row)
@@ -141,7 +145,7 @@ def _child_changed(txn: WriteTransaction, directory: int, delta: int, now_ns: in
     row = directory_row(txn, directory)
     row.mtime_ns = row.ctime_ns = now_ns
     first = row
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_CLIMB):
         before = row.size
         row.size += delta
         assert row.size >= 0, "live children are counted once"
@@ -233,7 +237,7 @@ def path_of(txn: ReadTransaction, parent: int, encoded: bytes) -> bytes:
     Raises: NotFound (an ancestor vanished).
     """
     pieces = [encoded]
-    for _ in range(MAX_DEPTH + 2):
+    for _ in range(MAX_CLIMB):
         if parent == ROOT_INODE:
             break
         row = directory_row(txn, parent)
@@ -242,9 +246,18 @@ def path_of(txn: ReadTransaction, parent: int, encoded: bytes) -> bytes:
     return b"".join(reversed(pieces))
 
 
+def check_depth(txn: ReadTransaction, parent: int) -> None:
+    """Raise InvalidName unless `parent` may hold one more directory."""
+    for _ in range(MAX_DEPTH):
+        if parent == ROOT_INODE:
+            return
+        parent = directory_row(txn, parent).parent
+    raise InvalidName(f"the directory would lie over {MAX_DEPTH} levels deep: make it higher up")
+
+
 def is_below(txn: ReadTransaction, inode: int, ancestor: int) -> bool:
     """Return whether `inode` is `ancestor` or lies under it."""
-    for _ in range(MAX_DEPTH + 2):
+    for _ in range(MAX_CLIMB):
         if inode == ancestor:
             return True
         if inode == ROOT_INODE:

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 
 from kvfs.index.lmdb_index import WriteTransaction
-from kvfs.index.schema import InodeRow
+from kvfs.index.schema import InodeRow, end_of_life
 from kvfs.model import Kind
 from kvfs.store.context import StoreContext
 
@@ -43,13 +43,15 @@ class AccessTimes:
         if not is_sliding or not ttl_s or not row_expires_at_s:
             return row_expires_at_s
         noted = self._notes.get(inode)
-        return row_expires_at_s if noted is None else max(row_expires_at_s, noted + ttl_s)
+        if noted is None:
+            return row_expires_at_s
+        return max(row_expires_at_s, end_of_life(noted, ttl_s))
 
     def flush(self) -> int:
         """Write all notes to the index; return how many rows changed."""
         changed = 0
-        while self._notes:
-            batch = list(islice(list(self._notes.items()), BATCH))
+        waiting = iter(list(self._notes.items()))  # what comes meanwhile waits for the next flush
+        while batch := list(islice(waiting, BATCH)):
             changed += self._context.commit(partial(write_notes, notes=batch))
             for inode, noted in batch:
                 if self._notes.get(inode) == noted:
@@ -81,4 +83,4 @@ def touch(row: InodeRow, now_s: int) -> None:
     """Make `row` used at `now_s`: its sliding lifetime starts anew."""
     row.accessed_s = now_s
     if row.is_sliding and row.ttl_s:
-        row.expires_at_s = now_s + row.ttl_s
+        row.expires_at_s = end_of_life(now_s, row.ttl_s)

@@ -25,10 +25,9 @@ from kvfs.errors import (
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import (
-    MAX_ATTRIBUTES_LENGTH,
     InodeRow,
-    attributes_length,
     check_component,
+    end_of_life,
     entry_of,
     split_key,
 )
@@ -58,6 +57,7 @@ from kvfs.store.objects import (
     forget_name,
     is_expired,
 )
+from kvfs.store.row_limits import check_attributes, fit_change
 from kvfs.store.trash import Trash
 
 
@@ -84,6 +84,7 @@ class Names:
 
         def work(txn: WriteTransaction) -> Entry:
             parent = tree.directory_row(txn, place.parent)
+            tree.check_depth(txn, place.parent)
             _must_be_absent(txn, place)
             row = InodeRow(Kind.DIRECTORY, parent.namespace_id, mode=mode & 0o7777)
             row.uid, row.gid = uid, gid
@@ -380,11 +381,14 @@ class Names:
         Raises: NotFound (inode, or attribute_must_exist), AlreadyExists, InvalidArgument.
         """
         now_ns = self._context.clock.now_ns()
+        change = fit_change(change)
 
         def work(txn: WriteTransaction) -> Entry:
             row = txn.inode(inode)
             if row is None:
                 raise NotFound("the file is gone: look its name up again")
+            if row.kind is not Kind.FILE and (change.ttl_s or change.pin):
+                raise InvalidArgument("only a file has a lifetime or a pin: set it on the files")
             before = replace(row)
             row.attributes = _changed_attributes(row, change)
             _apply(row, change, now_ns)
@@ -472,6 +476,8 @@ def _check_move(
         raise CrossNamespace("a rename cannot cross buckets: copy, then delete")
     if kind == tree.DIRECTORY and tree.is_below(txn, target.parent, inode):
         raise InvalidArgument("a directory cannot move into itself")
+    if kind == tree.DIRECTORY:
+        tree.check_depth(txn, target.parent)
 
 
 def _changed_attributes(row: InodeRow, change: AttributeChange) -> dict[str, bytes]:
@@ -486,8 +492,7 @@ def _changed_attributes(row: InodeRow, change: AttributeChange) -> dict[str, byt
         if change.attribute_must_be_absent and name in attributes:
             raise AlreadyExists(f"the extended attribute {name!r} exists already")
         attributes[name] = value
-    if attributes_length(attributes) > MAX_ATTRIBUTES_LENGTH:
-        raise InvalidArgument("the extended attributes exceed 64 KiB: store fewer or shorter")
+    check_attributes(attributes)
     return attributes
 
 
@@ -506,11 +511,11 @@ def _apply(row: InodeRow, change: AttributeChange, now_ns: int) -> None:
     if change.ttl_class is not None:
         row.ttl_class = change.ttl_class
     if change.priority is not None:
-        row.priority = max(0, min(change.priority, 254))
+        row.priority = change.priority
     if change.pin is not None:
         row.pin = Pin(change.pin)
     if change.ttl_s is not None:
-        row.ttl_s = max(0, change.ttl_s)
-        row.expires_at_s = now_s + row.ttl_s if row.ttl_s else 0
+        row.ttl_s = change.ttl_s
+        row.expires_at_s = end_of_life(now_s, row.ttl_s)
     if change.accessed_s is not None:
         touch(row, now_s)

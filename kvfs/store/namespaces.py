@@ -18,7 +18,7 @@ from kvfs.codec.digest import SALT_LENGTH
 from kvfs.errors import AlreadyExists, NamespaceNotEmpty
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
-from kvfs.index.schema import InodeRow, NamespaceRow, check_namespace_name, entry_of
+from kvfs.index.schema import InodeRow, NamespaceRow, check_component, entry_of
 from kvfs.model import ROOT_INODE, ROOT_NAMESPACE, Entry, Kind, NamespaceId
 from kvfs.store.block_files import os_error
 from kvfs.store.context import StoreContext
@@ -63,7 +63,7 @@ class Namespaces:
 
     def create(self, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """Add a first directory. Raises: AlreadyExists, InvalidName."""
-        check_namespace_name(name)
+        check_component(name)
         now_ns = self._context.clock.now_ns()
         with self._context.index.read() as txn:
             _must_be_free(txn, name)

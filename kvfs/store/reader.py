@@ -149,6 +149,7 @@ class Reader:
         entry = entry_of(inode, row)
         if block is None:
             fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            self._access.note(inode, self._context.now_s())
             return ReadView(entry, fd, Codec.RAW)
         if block.is_bad:
             self._trust.drop_name_of(inode, row.digest)

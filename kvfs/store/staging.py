@@ -86,10 +86,11 @@ class Staging:
 
     def pwrite(self, data: bytes | memoryview, offset: int, *, moves: bool = False) -> int:
         """Write all of `data` at `offset`; return its length. Raises: NoSpace, Unavailable."""
-        end = offset + len(data)
+        view = memoryview(data).cast("B")  # a short write is counted in bytes, not in items
+        length = len(view)
+        end = offset + length
         if sectors(end) > self._reserved:
             self._ensure_step(end)
-        view = memoryview(data)
         try:
             while view:
                 count = os.write(self.fd, view) if moves else os.pwrite(self.fd, view, offset)
@@ -97,7 +98,7 @@ class Staging:
                 offset += count
         except OSError as error:
             raise os_error(error, "cannot write a staging file") from error
-        return len(data)
+        return length
 
     def _ensure_step(self, end: int) -> None:
         """Reserve a step ahead; when the store is too full for that, exactly what is needed."""

@@ -49,6 +49,7 @@ from kvfs.store.publisher import Publisher
 from kvfs.store.read_view import ReadView
 from kvfs.store.reader import Reader
 from kvfs.store.recoder import Recoder, Recoding
+from kvfs.store.row_limits import fit_options
 from kvfs.store.scrubber import Scrubber, ScrubReport
 from kvfs.store.space import Space
 from kvfs.store.staging import Staging
@@ -225,8 +226,9 @@ class Store:
         return self._reader.stat_inode(inode)
 
     def touch(self, inode: int) -> None:
-        """Count an access to `inode` (in memory; written in batches)."""
-        self._access.note(inode, self._context.now_s())
+        """Count an access to `inode` (in memory; written in batches), unless it has expired."""
+        if self._reader.stat_inode(inode) is not None:
+            self._access.note(inode, self._context.now_s())
 
     def list_objects(
         self,
@@ -302,6 +304,7 @@ class Store:
         self, place: Place, data: bytes | memoryview, options: PutOptions | None = None
     ) -> Entry:
         """Store `data` at `place` (one copy, into the page cache). Raises: as stage and publish."""
+        data = memoryview(data).cast("B")
         staging = self.stage(size_bytes=len(data))
         try:
             staging.write(data)
@@ -318,8 +321,7 @@ class Store:
         """
         with self.open_read(source) as view:
             entry = view.entry
-            if options is None:
-                options = _options_of(entry)
+            options = _options_of(entry) if options is None else fit_options(options)
             copied = self._context.commit(lambda txn: self._copy_row(txn, entry, target, options))
             if copied is not None:
                 self._trash.add(copied[1])
