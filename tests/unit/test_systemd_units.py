@@ -1,4 +1,4 @@
-"""The units in systemd/: systemd itself reads them, and their sandboxes stay as tight as they are."""
+"""systemd itself reads the units in systemd/, and their sandboxes stay as tight as they are."""
 
 from __future__ import annotations
 
