@@ -42,8 +42,9 @@ _ROW = struct.Struct("<QIB3x")
 HEADER_LENGTH = _HEAD.size + _SUM.size
 _METHODS = {int(method): method for method in Method}
 
-ReadAt = Callable[[int, int], bytes]
-"""(offset, length) -> the bytes there; fewer only at the end of the file."""
+ReadAt = Callable[[int, int], Buffer]
+"""(offset, length) -> the bytes there; fewer only at the end of the file. A view of a mapped file
+saves the copy."""
 
 
 class _PerThread(threading.local):
@@ -131,7 +132,7 @@ def parse_table(read_at: ReadAt, stored_size: int) -> FrameTable:
 
     Raises: Corrupt.
     """
-    opening = read_at(0, min(OPENING_READ, stored_size))
+    opening = bytes(read_at(0, min(OPENING_READ, stored_size)))
     if len(opening) < HEADER_LENGTH:
         raise Corrupt("a compressed block is shorter than its header")
     magic, logical_size, count, frame_size_log = _HEAD.unpack_from(opening)
@@ -142,7 +143,7 @@ def parse_table(read_at: ReadAt, stored_size: int) -> FrameTable:
     if count > MAX_FRAMES or end > stored_size or count != -(-logical_size // frame_size):
         raise Corrupt("a compressed block's header contradicts itself")
     if end > len(opening):
-        opening += read_at(len(opening), end - len(opening))
+        opening += bytes(read_at(len(opening), end - len(opening)))
     rows = opening[HEADER_LENGTH:end]
     if len(opening) < end or xxhash.xxh3_64_intdigest(opening[: _HEAD.size] + rows) != checksum:
         raise Corrupt("a compressed block's table fails its checksum")

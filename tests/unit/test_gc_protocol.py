@@ -21,7 +21,7 @@ LEFT_BEHIND = LIVE._replace(files=frozenset({1, 2, 3}), trash=frozenset({2}), ne
         (LIVE, [("put", 1), ("evict", 0), ("get", 0), ("collect", 0)], 2),
         (LIVE, [("put", 1), ("put", 2), ("evict", 0), ("delete", 1)], 1),
         (LEFT_BEHIND, [("put", 1), ("evict", 0), ("collect", 0), ("sweep", 0)], 1),
-        (LIVE, [("put", 1), ("put", 2), ("delete", 0), ("evict", 0), ("sweep", 0)], 2),
+        (LIVE, [("put", 1), ("put", 2), ("delete", 0), ("evict", 0), ("sweep", 0)], 1),
         (LIVE, [("put", 1), ("delete", 1), ("evict", 0), ("collect", 0), ("sweep", 0)], 2),
         (LEFT_BEHIND, [("sweep", 0), ("sweep", 0), ("collect", 0), ("delete", 0)], 1),
     ],
