@@ -1,8 +1,9 @@
 """Eviction: how many prefix hits the policy keeps, and what a plan over a million names costs.
 
-The policy runs as in production: batches between the watermarks, access times in whole seconds,
-the grace period on. `floor` is LRU with the same number of blocks, evicting one at a time by
-exact times; Belady, who knows the future, stands in the parameters.
+The policy runs as in production: in batches between watermarks, access times in whole seconds, the
+grace period on. The cache's size is its high watermark and a batch 1 % of it, so that no capacity
+is given away to LRU, the `floor`, which evicts one block at a time by exact times. Belady, who
+knows the future, stands in the parameters.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from kvfs.policy.survey import Candidate
 
 SHARES = (1, 5, 10, 20, 40)
 EPOCH_S = 1_700_000_000
+BATCH_RATIO = 0.99
 KEEP = RuleSet([Rule("keep")])
 
 
@@ -35,7 +37,7 @@ class PolicyCache:
     """The eviction policy as it is run: watermarks, batches, whole seconds."""
 
     def __init__(self, capacity: int, budget: Budget | None = None) -> None:
-        self._budget = budget or Budget(capacity, 0)
+        self._budget = budget or Budget(capacity, 0, high_ratio=1.0, low_ratio=BATCH_RATIO)
         self._capacity = capacity
         self._inodes: dict[int, int] = {}
         self._accessed: dict[int, int] = {}
