@@ -363,7 +363,7 @@ def lru_key(inode: int, row: InodeRow) -> bytes | None:
 
 def expiry_key(inode: int, row: InodeRow) -> bytes | None:
     """Return the row's place in the order of expiry, or None if it never expires."""
-    if not row.expires_at_s or row.pin is Pin.HARD:
+    if not row.expires_at_s or row.pin is Pin.HARD or row.kind is not Kind.FILE:
         return None
     return pack_expiry_key(row.expires_at_s, inode)
 
