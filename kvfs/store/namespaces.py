@@ -114,6 +114,11 @@ class Namespaces:
             if saved.namespace_id == namespace_id:
                 self._save(SavedNamespace(namespace_id, name, saved.salt, saved.created_ns))
 
+    def save_if_different(self, wanted: SavedNamespace) -> None:
+        """Write what must outlive the index, unless it is there already."""
+        if wanted not in list(read_saved(self._context.root)):
+            self._save(wanted)
+
     def names(self) -> list[bytes]:
         """Return every bucket's name in byte order."""
         with self._context.index.read() as txn:

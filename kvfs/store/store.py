@@ -37,8 +37,11 @@ from kvfs.model import (
     UploadInfo,
 )
 from kvfs.store.access_times import AccessTimes
+from kvfs.store.check import Checker
+from kvfs.store.check_files import Progress
 from kvfs.store.context import StoreContext
 from kvfs.store.epoch import Epoch
+from kvfs.store.findings import CheckReport
 from kvfs.store.housekeeping import Housekeeping, SweepReport
 from kvfs.store.maintenance import Maintenance, Step
 from kvfs.store.names import Names, RenameMode
@@ -529,6 +532,18 @@ class Store:
         A bad block is quarantined and its names become misses. Raises: Unavailable.
         """
         return self._scrubber.step(max_bytes)
+
+    def check(
+        self, *, is_full: bool = False, repair: bool = False, progress: Progress | None = None
+    ) -> CheckReport:
+        """Compare index and files both ways; with `repair` correct what can be corrected.
+
+        is_full: hash every block file too. A check changes nothing and may run on a store in use;
+        a repair holds the write lock while it corrects rows. Raises: ReadOnly, Unavailable.
+        """
+        checker = Checker(self._context, self._trust, self._trash, self._space, self._housekeeping)
+        report = checker.repair if repair else checker.check
+        return report(progress or (lambda _what, _count: None), is_full=is_full)
 
     def _start_maintenance(self, is_first: bool) -> Maintenance:
         steps = [
