@@ -19,12 +19,12 @@ from kvfs.errors import Denied, StoreDamaged, StoreExists, Unavailable, Unsuppor
 from kvfs.format import FILE_NAME, StoreFormat, read_format, write_format
 from kvfs.index.committer import Committer
 from kvfs.index.lmdb_index import LmdbIndex
-from kvfs.index.probe import is_index_readable
+from kvfs.index.probe import is_index_readable, metas_fit
 from kvfs.model import Durability
 from kvfs.store.block_files import BlockFiles, os_error
 from kvfs.store.context import StoreContext
 from kvfs.store.epoch import Epoch
-from kvfs.store.namespaces import Namespaces
+from kvfs.store.namespaces import Namespaces, sync_directory
 from kvfs.store.rebuild import rebuild_index
 from kvfs.store.store import Store
 from kvfs.store.trust import Trust
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 DEFAULT_CAPACITY_RATIO = 0.8
 """Of the file system's free space at `init`: the rest is for the index, labels and others."""
 MIN_CAPACITY = 1 << 20
+
+REBUILDING = "rebuilding"
+"""<store>/index/rebuilding: the index beside it is not complete yet."""
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "gpfs", "afs",
@@ -76,8 +79,7 @@ def init_store(
     context = _context(root, format_, clock, randomness, is_read_only=False)
     Namespaces(context).create_root()
     context.index.sync()
-    context.index.close()
-    context.files.close()
+    _close(context)
     write_format(root, format_)
     Epoch(root).mark_clean()
     return format_
@@ -90,11 +92,13 @@ def open_store(
     randomness: Randomness | None = None,
     read_only: bool = False,
     background: bool = False,
+    distrust_index: bool = False,
 ) -> Store:
     """Open a store; any number of processes may, each once.
 
     background: start the maintenance thread (daemons: the mount, the gateway). Short-lived programs
-    leave it off; closing does what is needed.
+    leave it off; closing does what is needed. distrust_index: treat the last stop as unclean, so a
+    damaged index is found and rebuilt (only where nobody else has the store open).
     Raises: NotAStore, UnsupportedFormat, Denied, Unavailable, StoreDamaged.
     """
     root = Path(root)
@@ -107,17 +111,20 @@ def open_store(
         raise _denied(root, error) from error
     try:
         with epoch.opening() as is_alone:
-            is_unclean = is_alone and not epoch.was_clean()
-            if is_unclean and not read_only:
-                _make_index_readable(root, format_, clock, randomness)
-            if is_alone and not read_only:
+            if is_alone and (distrust_index or not (epoch.was_clean() and _is_whole(root))):
+                # A reader recovers too: a writer that joins it later would not be alone, and would
+                # take everything that the unclean stop left in doubt for good.
+                epoch.mark_open()
+                _recover(root, format_, clock, randomness)
+            if not read_only:
                 epoch.mark_open()
             context = _context(root, format_, clock, randomness, is_read_only=read_only)
-            context.index.free_dead_readers()
-            if is_unclean and not read_only:
-                suspects = Trust(context).declare_suspects()
-                log.info("unclean stop blocks_to_check=%d", suspects)
-            return Store(context, epoch, background=background, is_first=is_alone)
+            try:
+                context.index.free_dead_readers()
+                return Store(context, epoch, background=background, is_first=is_alone)
+            except BaseException:
+                _close(context)
+                raise
     except OSError as error:
         epoch.release()
         raise _denied(root, error) from error
@@ -126,27 +133,81 @@ def open_store(
         raise
 
 
-def _make_index_readable(
-    root: Path, format_: StoreFormat, clock: Clock, randomness: Randomness
-) -> None:
-    """Probe the index; rebuild it from snapshot and block files when it is bad."""
-    if is_index_readable(root / "index"):
-        return
+def is_index_good(root: Path) -> bool:
+    """Return whether the index can be read; True unlooked at while anybody has the store open.
+
+    Raises: NotAStore, UnsupportedFormat, Denied, Unavailable.
+    """
+    read_format(root)
+    try:
+        epoch = Epoch(root)
+    except OSError as error:
+        raise _denied(root, error) from error
+    try:
+        with epoch.opening() as is_alone:
+            return not is_alone or (_is_whole(root) and is_index_readable(root / "index"))
+    finally:
+        epoch.release()
+
+
+def _is_whole(root: Path) -> bool:
+    """Return whether the index is there, full length, and not half rebuilt. Microseconds, so it is
+    asked after a clean stop too: a shortened file is a SIGBUS in whoever reads it."""
+    index = root / "index"
+    data = index / "data.mdb"
+    return data.exists() and not (index / REBUILDING).exists() and metas_fit(data)
+
+
+def _recover(root: Path, format_: StoreFormat, clock: Clock, randomness: Randomness) -> None:
+    """After an unclean stop: make the index readable, and doubt every block not known synced."""
+    if not (_is_whole(root) and is_index_readable(root / "index")):
+        _rebuild(root, format_, clock, randomness)
+    context = _context(root, format_, clock, randomness, is_read_only=False)
+    try:
+        suspects = Trust(context).declare_suspects()
+    finally:
+        _close(context)
+    log.info("unclean stop blocks_to_check=%d", suspects)
+
+
+def _rebuild(root: Path, format_: StoreFormat, clock: Clock, randomness: Randomness) -> None:
+    """Make a new index from snapshot and block files, and keep the bad one aside.
+
+    The file REBUILDING stands meanwhile: half an index is readable, and whatever it does not name
+    yet would be swept as orphans.
+    """
     log.error("index damaged, rebuilding store=%s", root)
-    aside = root / "index" / f"damaged-{clock.now_ns()}"
-    aside.mkdir(mode=0o700)
-    for name in ("data.mdb", "lock.mdb"):
-        with suppress(FileNotFoundError):
-            (root / "index" / name).rename(aside / name)
+    index = root / "index"
+    (index / REBUILDING).touch(mode=0o600)
+    sync_directory(index)
+    _move_aside(index, clock)
     context = _context(root, format_, clock, randomness, is_read_only=False)
     try:
         report = rebuild_index(context)
+        context.index.sync()
     finally:
-        context.index.close()
-        context.files.close()
+        _close(context)
+    (index / REBUILDING).unlink()
+    sync_directory(index)
     log.warning(
         "index rebuilt objects=%d lost=%d", report.recovered_objects, report.nameless_blocks
     )
+
+
+def _move_aside(index: Path, clock: Clock) -> None:
+    """Keep the damaged index for whoever wants to look; one is enough."""
+    for old in index.glob("damaged-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    aside = index / f"damaged-{clock.now_ns()}"
+    aside.mkdir(mode=0o700, exist_ok=True)
+    for name in ("data.mdb", "lock.mdb"):
+        with suppress(FileNotFoundError):
+            (index / name).rename(aside / name)
+
+
+def _close(context: StoreContext) -> None:
+    context.index.close()
+    context.files.close()
 
 
 def _context(

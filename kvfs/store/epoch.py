@@ -5,8 +5,8 @@ Owns <store>/alive, <store>/open.lock and <store>/index/clean. Every process hol
 the file `clean` tells whether the last one out closed properly. Boot and mount ids do not serve:
 they differ between containers, which would then distrust each other.
 
-Holds: `clean` exists only while nobody has the store open; its removal is on disk before the first
-write, so a crash can never find it.
+Holds: `clean` exists only while nobody has the store open for writing; its removal is on disk
+before the first write, so a crash can never find it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Epoch:
         return self._clean.exists()
 
     def mark_open(self) -> None:
-        """From now on a crash is an unclean stop. Only while alone. Raises: OSError."""
+        """From now on a crash is an unclean stop. Every writer asks for it, alone or not: the one
+        that was last may just have closed, and readers leave the file. Raises: OSError."""
         if self._clean.exists():
             self._clean.unlink()
             sync_directory(self._clean.parent)

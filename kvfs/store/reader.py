@@ -43,6 +43,14 @@ VERIFY_ATTRIBUTE = "user.kvfs.verify"
 """On a namespace: b"always" hashes every block each time it is opened."""
 
 
+def _open_nothing() -> int:
+    """Return a descriptor that reads as an empty file. Raises: Unavailable."""
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise os_error(error, "cannot open an empty object") from error
+
+
 class Reader:
     """Lookups, listings and opening. Thread-safe."""
 
@@ -148,10 +156,11 @@ class Reader:
         """Return a view, or None to look again (evicted, replaced, or bad and now dropped)."""
         entry = entry_of(inode, row)
         if block is None:
-            fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             self._access.note(inode, self._context.now_s())
-            return ReadView(entry, fd, Codec.RAW)
+            return ReadView(entry, _open_nothing(), Codec.RAW)
         if block.is_bad:
+            if self._context.is_read_only:
+                raise Corrupt("its bytes failed their check: store it again", row.digest)
             self._trust.drop_name_of(inode, row.digest)
             return None
         descriptor = self._context.files.open(row.digest, block.generation)
@@ -160,6 +169,8 @@ class Reader:
             return None
         try:
             if not self._is_good(row.digest, block, salt, descriptor):
+                if self._context.is_read_only:
+                    raise Corrupt("its bytes failed their check: open the store for writing once")
                 os.close(descriptor)
                 return None
             condemn = partial(self._trust.condemn, row.digest, block)

@@ -12,6 +12,7 @@ Lock order: `_lock` guards `_free` only and is never held over a commit.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -24,6 +25,7 @@ from kvfs.index.schema import GRANT_PREFIX
 from kvfs.store.context import StoreContext
 
 MAX_ALLOWANCE = 256 << 20
+MAX_LEASE_ATTEMPTS = 16
 MAX_ROUNDS = 32
 """Attempts to make room for one reservation: bounds how long a writer evicts (I8)."""
 
@@ -102,11 +104,11 @@ class Space:
         self._lease = -1
 
     def reclaim_dead(self) -> int:
-        """Take back the grants of processes that died; return the bytes."""
+        """Take back the grants of processes that died, and their leases; return the bytes."""
         with self._context.index.read() as txn:
-            others = [key[1:] for key in txn.keys("meta", GRANT_PREFIX)]
-        others = [lease_id for lease_id in others if lease_id != self._lease_id]
-        return sum(self._reclaim(lease_id) for lease_id in others)
+            others = {key[1:] for key in txn.keys("meta", GRANT_PREFIX)}
+        others |= _lease_ids(self._context)
+        return sum(self._reclaim(lease_id) for lease_id in others - {self._lease_id})
 
     def _draw(self, need: int) -> None:
         if need > self._context.capacity_bytes:
@@ -152,13 +154,15 @@ class Space:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return self._context.commit(lambda txn: _drop_grant(txn, lease_id))
+        except OSError:  # out of descriptors: not now
+            return 0
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return 0
         else:
             freed = self._context.commit(lambda txn: _drop_grant(txn, lease_id))
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 path.unlink()
             return freed
         finally:
@@ -186,9 +190,23 @@ def _lease_path(context: StoreContext, lease_id: bytes) -> Path:
     return context.root / "leases" / lease_id.hex()
 
 
+def _lease_ids(context: StoreContext) -> set[bytes]:
+    """Return the leases there are; one without a grant is left by who died before drawing any."""
+    found = set()
+    for name in os.listdir(context.root / "leases"):
+        with contextlib.suppress(ValueError):
+            found.add(bytes.fromhex(name))
+    return found
+
+
 def _create_lease(context: StoreContext, lease_id: bytes) -> int:
-    descriptor = os.open(
-        _lease_path(context, lease_id), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-    )
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
+    """Return the descriptor of a new, locked lease. Raises: OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    for _ in range(MAX_LEASE_ATTEMPTS):
+        descriptor = os.open(_lease_path(context, lease_id), flags, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Another process may have taken it for a dead one's before it was locked.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+    raise BlockingIOError(errno.EAGAIN, "the lease was taken away again and again")
