@@ -61,11 +61,13 @@ def cli() -> None:
     """One store of KV-cache blocks: a filesystem, an S3 endpoint and a Python API."""
 
 
-def run(arguments: Sequence[str]) -> ExitCode:
+def run(
+    arguments: Sequence[str], command: click.Command = cli, prog_name: str = "kvfs"
+) -> ExitCode:
     """Run one command line; return its exit code. Errors are one sentence on stderr."""
     is_json = "--json" in arguments
     try:
-        outcome = cli.main(list(arguments), prog_name="kvfs", standalone_mode=False)
+        outcome = command.main(list(arguments), prog_name=prog_name, standalone_mode=False)
     except KvfsError as error:
         return _report(error.message, exit_code_of(error), is_json)
     except click.ClickException as error:

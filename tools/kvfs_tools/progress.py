@@ -7,6 +7,7 @@ Cost: one clock reading a call, one write at most every 0.2 s.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -26,8 +27,11 @@ class Progress:
         *,
         clock: Clock | None = None,
         stream: TextIO | None = None,
+        render: Callable[[float], str] = render_size,
     ) -> None:
+        """render: how an amount is shown; anything countable may take the place of bytes."""
         self._label = label
+        self._render = render
         self._total_bytes = total_bytes
         self._clock = clock or SystemClock()
         self._stream = stream or sys.stderr
@@ -63,11 +67,11 @@ class Progress:
         """Return the line as it stands at `now_ns` on the monotonic clock."""
         elapsed_s = max(1e-9, (now_ns - self._started_ns) / 1e9)
         rate = self._done_bytes / elapsed_s
-        parts = [f"{self._label}: {render_size(self._done_bytes)}"]
+        parts = [f"{self._label}: {self._render(self._done_bytes)}"]
         if self._total_bytes:
-            parts[0] += f" of {render_size(self._total_bytes)}"
+            parts[0] += f" of {self._render(self._total_bytes)}"
             parts.append(f"{100 * self._done_bytes // self._total_bytes} %")
-        parts.append(f"{render_size(rate)}/s")
+        parts.append(f"{self._render(rate)}/s")
         if self._total_bytes and rate:
             parts.append(f"{render_duration((self._total_bytes - self._done_bytes) / rate)} left")
         return ", ".join(parts)

@@ -1,0 +1,152 @@
+"""A store, workers on it, and the killing: what the crash tests drive."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvfs.clock import ManualClock
+from kvfs.model import Durability, ObjectPath
+from kvfs.open_store import init_store, open_store
+from kvfs.store.findings import Severity
+from kvfs.store.store import Store
+from tests.crash.contents import number_of
+from tests.crash.ledger import Promises
+from tests.crash.workload import BUCKET
+
+ROOT = Path(__file__).resolve().parents[2]
+DEATH_S = 60.0
+FAR = 1_700_000_000_000_000_000 + 10_000_000 * 1_000_000_000
+"""Later than any worker's clock."""
+
+
+class ForkServer:
+    """The process that forks workers."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.fork_server"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, **order: object) -> int:
+        """Start one worker; return its process id."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the server (its workers are dead by now)."""
+        self._process.communicate(timeout=DEATH_S)
+
+
+def wait_dead(pid: int) -> None:
+    """Wait until a process that is not our child has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([descriptor], [], [], DEATH_S)
+        assert ready, f"process {pid} did not end"
+    finally:
+        os.close(descriptor)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL a worker and wait for its end."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    wait_dead(pid)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has seen."""
+
+    kills: int = 0
+    rounds: int = 0
+    acknowledged: int = 0
+    names_checked: int = 0
+    hashed: int = 0
+
+
+class Crew:
+    """One store, its workers, and what they promised."""
+
+    def __init__(
+        self, root: Path, server: ForkServer, *, keeps: bool, durability: Durability, seed: int
+    ) -> None:
+        self.root = root
+        self.keeps = keeps
+        self.tally = Tally()
+        self.chance = random.Random(seed)
+        self._server = server
+        self._promises = Promises()
+        self._logs = root.with_name(root.name + "-logs")
+        self._logs.mkdir()
+        self._seed = seed * 1_000_000
+        capacity = (256 << 20) if keeps else (6 << 20)
+        init_store(root, capacity_bytes=capacity, durability=durability)
+        with open_store(root) as store:
+            store.create_namespace(BUCKET)
+
+    def start(self, number: int, *, steps: int = 100_000, gate: Path | None = None) -> int:
+        """Start worker `number`; return its process id."""
+        self._seed += 1
+        return self._server.start(
+            root=str(self.root), number=number, seed=self._seed % 1_000_000, steps=steps,
+            log=str(self._logs / f"{number}.log"), keeps=self.keeps,
+            gate=str(gate) if gate else "",
+        )  # fmt: skip
+
+    def verify(self) -> None:
+        """With every worker dead: open, and hold the store against all that was promised."""
+        for log in sorted(self._logs.glob("*.log")):
+            self._promises.read(log)
+        assert not self._promises.wrong, self._promises.wrong
+        self.tally.acknowledged = self._promises.acknowledged
+        with open_store(self.root, clock=ManualClock(FAR)) as store:
+            assert not list((self.root / "index").glob("damaged-*")), "SIGKILL damages no index"
+            self._verify_rows(store)
+            self._verify_names(store)
+            store.empty_trash()
+            store.sweep()
+            report = store.check(is_full=True)
+            self.tally.hashed += report.bytes_hashed
+            assert report.is_clean, report.findings
+            assert not list((self.root / "staging").iterdir())
+        self.tally.rounds += 1
+
+    def _verify_rows(self, store: Store) -> None:
+        report = store.check()
+        damage = [each for each in report.findings if each.severity is Severity.DAMAGE]
+        assert not damage, damage
+        codes = {each.code for each in report.findings}
+        assert codes <= {"orphan-file", "dead-staging", "dead-lease"}, report.findings
+        usage = store.usage()
+        assert usage.resident_bytes + usage.reserved_bytes <= usage.capacity_bytes
+
+    def _verify_names(self, store: Store) -> None:
+        for name, may_hold in self._promises.may_hold.items():
+            path = ObjectPath(BUCKET, name.encode())
+            entry = store.find(path)
+            held = None if entry is None else number_of(store.get(path))
+            allowed = may_hold if self.keeps else may_hold | {None}
+            assert held in allowed, f"{name} holds {held}, not one of {allowed}"
+            self._promises.may_hold[name] = {held}
+            self.tally.names_checked += 1

@@ -1,0 +1,52 @@
+"""Starts crash workers by fork from a process that has all imported and no store open.
+
+A fresh interpreter takes 0.3 s; a fork 2 ms, so 2,000 kills fit in minutes. Each line on stdin
+(JSON) is one worker; its process id is printed. A worker with a `gate` waits until that FIFO is
+opened for writing, so a tracer can attach first. Workers are reaped by the kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from tests.crash.workload import run_worker
+
+
+def _work(order: dict[str, object]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the index probe waits for a child
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    if order.get("gate"):
+        Path(str(order["gate"])).read_bytes()
+    run_worker(
+        Path(str(order["root"])),
+        int(str(order["number"])),
+        int(str(order["seed"])),
+        Path(str(order["log"])),
+        bool(order["keeps"]),
+        int(str(order["steps"])),
+    )
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            try:
+                _work(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()
