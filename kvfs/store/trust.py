@@ -58,6 +58,8 @@ class Trust:
         Raises: Unavailable (the index could not be written; nothing was served).
         """
         is_good = self.matches(digest, block, salt, descriptor)
+        if self._context.is_read_only:
+            return is_good
         if is_good and self.is_suspect(block):
             self._context.commit(partial(_mark_trusted, digest=digest, checked=block))
         if not is_good:
@@ -83,7 +85,10 @@ class Trust:
         """Mark a block bad, move its file to quarantine, and drop the name that its label shows.
 
         Other names of it are dropped when they are opened (`drop_name_of`): all become misses.
+        A store opened read-only leaves all of it to a writer.
         """
+        if self._context.is_read_only:
+            return
         label = self._context.files.read_label(digest, block.generation)
         if not self._context.commit(partial(_mark_bad, digest=digest, checked=block)):
             return
@@ -162,7 +167,11 @@ def _vouch(txn: WriteTransaction, sequence: int) -> None:
 def _mark_trusted(txn: WriteTransaction, digest: Digest, checked: BlockRow) -> None:
     block = txn.block(digest)
     if block is not None and block.generation == checked.generation:
-        block.sequence = 0
+        # Not 0: the right bytes may so far be in the page cache only (a SIGKILL loses no page), so
+        # the row waits for the next syncfs like one just written.
+        counters = txn.counters()
+        counters.sequence += 1
+        block.sequence = counters.sequence
         txn.put_block(digest, block)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvfs.clock import ManualClock
-from kvfs.errors import KvfsError, NoSpace, NotFound, Unavailable
+from kvfs.errors import AlreadyExists, KvfsError, NoSpace, NotFound, Unavailable
 from kvfs.model import ChildName, ObjectPath, PutOptions
 from kvfs.open_store import open_store
 from kvfs.store.store import Store
@@ -62,7 +62,7 @@ class Worker:
         operations = [operation for operation, weight in weighted for _ in range(weight)]
         for _ in range(steps):
             # Full, or a name evicted or expired meanwhile: an answer. Anything else is a fault.
-            with suppress(NoSpace, NotFound, Unavailable):
+            with suppress(NoSpace, NotFound, AlreadyExists, Unavailable):
                 self._chance.choice(operations)()
             self._check_space()
 
