@@ -34,10 +34,16 @@ def kills_wanted(is_soak: bool) -> int:
 
 def let_run(pids: list[int], seconds: float) -> None:
     """Return after `seconds`, or as soon as one of `pids` has ended."""
-    descriptors = [os.pidfd_open(pid) for pid in pids]
-    select.select(descriptors, [], [], seconds)
-    for descriptor in descriptors:
-        os.close(descriptor)
+    descriptors = []
+    try:
+        for pid in pids:
+            descriptors.append(os.pidfd_open(pid))
+        select.select(descriptors, [], [], seconds)
+    except ProcessLookupError:
+        pass  # it has ended; what it complained of stands in its log
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize("durability", list(Durability), ids=lambda each: str(each.value))
