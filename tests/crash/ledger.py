@@ -39,6 +39,8 @@ class Promises:
 
     def __init__(self) -> None:
         self.may_hold: dict[str, set[int | None]] = {}
+        self.ever_held: dict[str, set[int | None]] = {}
+        """What a name may have held at any time since it was last looked at."""
         self.wrong: list[str] = []
         self.acknowledged = 0
         self._offsets: dict[Path, int] = {}
@@ -54,6 +56,11 @@ class Promises:
         for line in data.splitlines():
             self._take(json.loads(line))
 
+    def settle(self, name: str, held: int | None) -> None:
+        """The name was looked at, and this is what it holds."""
+        self.may_hold[name] = {held}
+        self.ever_held[name] = {held}
+
     def _take(self, record: dict[str, object]) -> None:
         if "wrong" in record:
             self.wrong.append(str(record["wrong"]))
@@ -61,6 +68,7 @@ class Promises:
         if isinstance(begun, dict):
             for name, number in begun.items():
                 self.may_hold.setdefault(name, {None}).add(number)
+                self.ever_held.setdefault(name, {None}).add(number)
         if isinstance(done, dict):
             self.acknowledged += 1
             for name, number in done.items():

@@ -3,8 +3,6 @@ served, no row dangles, no count is wrong, and after a sweep no file is left ove
 
 from __future__ import annotations
 
-import os
-import select
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from kvfs.config import process_environment
 from kvfs.model import Durability
-from tests.crash.crew import Crew, ForkServer, kill
+from tests.crash.crew import Crew, ForkServer, kill, let_run
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
@@ -30,20 +28,6 @@ def server() -> Iterator[ForkServer]:
 def kills_wanted(is_soak: bool) -> int:
     given = process_environment().get("KVFS_CRASH_KILLS", "")
     return int(given) if given else SOAK_KILLS if is_soak else BOUNDED_KILLS
-
-
-def let_run(pids: list[int], seconds: float) -> None:
-    """Return after `seconds`, or as soon as one of `pids` has ended."""
-    descriptors = []
-    try:
-        for pid in pids:
-            descriptors.append(os.pidfd_open(pid))
-        select.select(descriptors, [], [], seconds)
-    except ProcessLookupError:
-        pass  # it has ended; what it complained of stands in its log
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
 
 
 @pytest.mark.parametrize("durability", list(Durability), ids=lambda each: str(each.value))
