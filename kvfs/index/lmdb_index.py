@@ -443,8 +443,14 @@ class LmdbIndex:
         return total
 
     def sync(self) -> None:
-        """Put every commit on disk (with metasync=False the last one may not be)."""
-        self._env.sync(True)
+        """Put every commit on disk (with metasync=False the last one may not be).
+
+        Raises: Unavailable.
+        """
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise Unavailable(f"the index could not be synced ({error}): check the disk") from error
 
     def close(self) -> None:
         """Close the environment; no transaction may be open. Later calls raise Closed."""

@@ -305,13 +305,19 @@ class BlockFiles:
             raise os_error(OSError(number, os.strerror(number)), "cannot sync the file system")
 
     def walk(self) -> Iterator[tuple[Digest, int]]:
-        """Yield (digest, generation) of every block file, in no useful order."""
+        """Yield (digest, generation) of every block file, in no useful order.
+
+        Raises: Unavailable, Denied.
+        """
         for prefix in range(256):
-            with os.scandir(f"/proc/self/fd/{self._directory}/{prefix:02x}") as entries:
-                for entry in entries:
-                    parsed = self.parse_name(entry.name)
-                    if parsed is not None:
-                        yield parsed
+            try:
+                names = os.listdir(f"/proc/self/fd/{self._directory}/{prefix:02x}")
+            except OSError as error:
+                raise os_error(error, "cannot list block files") from error
+            for name in names:
+                parsed = self.parse_name(name)
+                if parsed is not None:
+                    yield parsed
 
     def length(self, digest: Digest, generation: int) -> int | None:
         """Return a block file's length, or None when it is not there."""

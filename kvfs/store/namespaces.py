@@ -79,10 +79,12 @@ class Namespaces:
             return entry_of(inode, row)
 
         try:
-            return self._context.commit(work)
+            entry = self._context.commit(work)
         except BaseException:
             self._path(namespace_id).unlink(missing_ok=True)
             raise
+        self._context.index.sync()  # at `cache` too: whoever made a bucket does not look again
+        return entry
 
     def delete(self, name: bytes) -> None:
         """Remove a bucket that holds no object. Raises: NamespaceNotFound, NamespaceNotEmpty."""
@@ -104,7 +106,11 @@ class Namespaces:
         self.forget(namespace_id)
 
     def forget(self, namespace_id: NamespaceId) -> None:
-        """Remove what outlives the index, after the namespace's row is gone."""
+        """Remove what outlives the index, after the namespace's row is gone.
+
+        The index first: one from before the removal would have blocks that nothing can check.
+        """
+        self._context.index.sync()
         with contextlib.suppress(OSError):
             self._path(namespace_id).unlink(missing_ok=True)
 

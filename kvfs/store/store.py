@@ -39,6 +39,7 @@ from kvfs.model import (
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.check import Checker
 from kvfs.store.check_files import Progress
+from kvfs.store.block_files import os_error
 from kvfs.store.context import StoreContext
 from kvfs.store.epoch import Epoch
 from kvfs.store.findings import CheckReport
@@ -166,10 +167,13 @@ class Store:
             self._epoch.release()
 
     def _close_writable(self) -> None:
-        with self._epoch.closing():
-            self.flush()
-            self._space.close()
-            self._context.index.sync()
+        try:
+            with self._epoch.closing():
+                self.flush()
+                self._space.close()
+                self._context.index.sync()
+        except OSError as error:
+            raise os_error(error, "cannot close the store in order") from error
 
     def __enter__(self) -> Store:
         return self

@@ -8,6 +8,7 @@ promised about the name can be held against the store afterwards.
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -196,5 +197,6 @@ def run_worker(root: Path, number: int, seed: int, log: Path, keeps: bool, steps
         with open_store(root, clock=clock, background=seed % 3 == 0) as store:
             Worker(store, number, seed, ledger, keeps).run(steps)
     except BaseException as error:
-        ledger.complain(f"worker {number} seed {seed}: {type(error).__name__}: {error}")
+        where = traceback.format_exc() if not isinstance(error, KvfsError) else ""
+        ledger.complain(f"worker {number} seed {seed}: {type(error).__name__}: {error} {where}")
         raise
