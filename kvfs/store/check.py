@@ -76,9 +76,10 @@ class Checker:
         capacity = self._context.capacity_bytes
         if any(finding.fix is not None for finding in before.findings):
             self._context.commit(partial(correct_index, capacity_bytes=capacity))
+        doomed = self._inodes_without_bytes({lost.digest for lost in before.lost})
         for lost in before.lost:
             self._condemn(lost)
-        dropped = self._drop_bad_names()
+        self._drop_bad_names(doomed)
         self._save_salts()
         self._space.reclaim_dead()
         self._trash.empty_table()
@@ -86,7 +87,7 @@ class Checker:
         after = self.check(progress, is_full=False)
         return CheckReport(
             before.findings, after.findings, after.lost, True, after.inodes, after.blocks,
-            after.files, before.bytes_hashed, dropped,
+            after.files, before.bytes_hashed, len(doomed),
         )  # fmt: skip
 
     def _condemn(self, lost: LostBlock) -> None:
@@ -95,18 +96,21 @@ class Checker:
         if block is not None and block.generation == lost.generation:
             self._trust.condemn(lost.digest, block)
 
-    def _drop_bad_names(self) -> int:
-        """Remove every name of a bad block; return how many inodes went."""
+    def _inodes_without_bytes(self, lost: set[Digest]) -> list[int]:
+        """Return every inode whose block is bad, or about to be found so."""
         with self._context.index.read() as txn:
-            inodes = [
+            return [
                 int.from_bytes(key, "big")
                 for key, raw in txn.rows("inodes")
-                if (digest := unpack_inode(raw).digest) and _is_bad(txn.block(Digest(digest)))
+                if (digest := unpack_inode(raw).digest)
+                and (digest in lost or _is_bad(txn.block(digest)))
             ]
+
+    def _drop_bad_names(self, inodes: list[int]) -> None:
+        """Remove every name of those inodes whose block is bad."""
         for start in range(0, len(inodes), BATCH):
             batch = inodes[start : start + BATCH]
             self._trash.add(self._context.commit(partial(self._drop_batch, inodes=batch)))
-        return len(inodes)
 
     def _drop_batch(self, txn: WriteTransaction, inodes: list[int]) -> list[TrashKey]:
         now_ns = self._context.clock.now_ns()

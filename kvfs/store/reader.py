@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from kvfs.errors import IsADirectory, NotFound
+from kvfs.errors import Corrupt, IsADirectory, NotFound
 from kvfs.index import tree
 from kvfs.index.listing import list_page, read_children
 from kvfs.index.lmdb_index import ReadTransaction
@@ -30,6 +30,7 @@ from kvfs.model import (
     Place,
 )
 from kvfs.store.access_times import AccessTimes
+from kvfs.store.block_files import os_error
 from kvfs.store.context import StoreContext
 from kvfs.store.objects import find_inode, find_namespace
 from kvfs.store.read_view import ReadView

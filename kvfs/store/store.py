@@ -37,9 +37,9 @@ from kvfs.model import (
     UploadInfo,
 )
 from kvfs.store.access_times import AccessTimes
+from kvfs.store.block_files import os_error
 from kvfs.store.check import Checker
 from kvfs.store.check_files import Progress
-from kvfs.store.block_files import os_error
 from kvfs.store.context import StoreContext
 from kvfs.store.epoch import Epoch
 from kvfs.store.findings import CheckReport

@@ -238,6 +238,7 @@ def test_damaged_rows_are_found_and_repaired(store: Store, name: str) -> None:
     assert store.get(ObjectPath(b"kv", b"a/same")) == b"1" * 5000
 
 
+@pytest.mark.expects_warnings
 @pytest.mark.parametrize("how", ["gone", "short", "torn"])
 def test_the_names_of_a_lost_block_are_dropped_and_the_others_stay(store: Store, how: str) -> None:
     path = block_file(store, b"a/one")
