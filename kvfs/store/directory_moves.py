@@ -8,6 +8,7 @@ No clocks: entries are ordered by their place in the file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,11 +24,16 @@ NAME = "directory-moves"
 
 def append_directory_move(root: Path, namespace_id: NamespaceId, key: bytes) -> None:
     """Record that labels below `key` (ending in "/") are stale. Raises: NoSpace, Unavailable."""
-    line = json.dumps([namespace_id, key.hex()]) + "\n"
+    # The newline before it ends a line that a full disk tore.
+    line = "\n" + json.dumps([namespace_id, key.hex()]) + "\n"
     try:
         with _locked(root) as descriptor:
-            os.write(descriptor, line.encode())
+            is_first = not os.fstat(descriptor).st_size
+            if os.write(descriptor, line.encode()) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(descriptor)
+            if is_first:
+                _sync_name(root)
     except OSError as error:
         raise os_error(error, "cannot journal a directory's move") from error
 
@@ -35,7 +41,7 @@ def append_directory_move(root: Path, namespace_id: NamespaceId, key: bytes) -> 
 def read_directory_moves(root: Path) -> list[tuple[NamespaceId, bytes]]:
     """Return (namespace, stale path) of every entry; a torn last line is passed over."""
     try:
-        lines = (root / "index" / NAME).read_text().splitlines()
+        lines = (root / "index" / NAME).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     moves = []
@@ -61,6 +67,15 @@ def forget_before(root: Path, length: int) -> None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, rest)
         os.fdatasync(descriptor)
+
+
+def _sync_name(root: Path) -> None:
+    """Put the new journal's own name on disk."""
+    directory = os.open(root / "index", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager

@@ -184,6 +184,8 @@ def _insert(
         namespace = txn.namespace(found.label.namespace_id)
         if namespace is None or txn.block(found.digest) is not None:
             continue  # a bucket deleted since, or a second file of one digest: an orphan
+        if _is_denied(found, snapshot):
+            continue
         rows = _rows_of(found, snapshot)
         newest = [
             (place, row) for place, row in rows if _is_newest(txn, context, place, found.label)
@@ -231,11 +233,32 @@ def _snapshot_row(found: _Found, snapshot: ReadTransaction | None) -> InodeRow |
     """Return the snapshot's row of the label's name, if it means the very same file."""
     if snapshot is None:
         return None
-    namespace = snapshot.namespace(found.label.namespace_id)
     block = snapshot.block(found.digest)
-    if namespace is None or block is None or block.generation != found.generation:
+    if block is None or block.generation != found.generation:
         return None
-    encoded_names = split_key(found.label.path)
+    return _row_of_name(found, snapshot)
+
+
+def _is_denied(found: _Found, snapshot: ReadTransaction | None) -> bool:
+    """Return whether the snapshot knows the block, but not by the label's name.
+
+    Directories moved before the snapshot are in no journal any more; the labels below them still
+    show the old path. (A name given after the snapshot is forgotten with them.)
+    """
+    if snapshot is None or snapshot.block(found.digest) is None:
+        return False
+    return _row_of_name(found, snapshot) is None
+
+
+def _row_of_name(found: _Found, snapshot: ReadTransaction) -> InodeRow | None:
+    """Return the snapshot's row of the label's name, if it has the block's digest."""
+    namespace = snapshot.namespace(found.label.namespace_id)
+    if namespace is None:
+        return None
+    try:
+        encoded_names = split_key(found.label.path)
+    except KvfsError:
+        return None
     parent = tree.lookup_parent(snapshot, namespace.inode, encoded_names)
     entry = None if parent is None else tree.lookup(snapshot, parent, encoded_names[-1])
     row = None if entry is None else snapshot.inode(entry[0])

@@ -6,7 +6,6 @@ what had not reached it by then is gone after the next mount.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from kvfs.open_store import init_store, open_store
 from kvfs.store.store import Store
 from tests.crash.crew import Crew, ForkServer, kill, let_run
 from tests.crash.loop_disk import LoopDisk, loop_disk, missing
+from tests.crash.processes import abandon
 
 pytestmark = [
     pytest.mark.crash,
@@ -88,14 +88,6 @@ def test_a_bucket_that_was_acknowledged_survives_a_power_cut(
     with open_store(root) as store:
         assert [each.name for each in store.list_namespaces()] == [b"first", b"last"]
         assert not list((root / "index").glob("damaged-*"))
-
-
-def abandon(store: Store) -> None:
-    """Let go of a store as a dead process would, without writing anything."""
-    store._context.index.close()
-    store._context.files.close()
-    os.close(store._space._lease)
-    store._epoch.release()
 
 
 def test_right_bytes_seen_after_a_kill_are_not_taken_for_synced(
