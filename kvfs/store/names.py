@@ -36,6 +36,7 @@ from kvfs.model import (
     AttributeChange,
     ChildName,
     Codec,
+    Digest,
     Entry,
     Kind,
     NamespaceId,
@@ -227,7 +228,6 @@ class Names:
         """
         check_component(target.name)
         now_ns = self._context.clock.now_ns()
-        self._journal_directory_move(source, target, mode)
         moved, trash = self._context.commit(
             lambda txn: self._rename(txn, source, target, mode, now_ns)
         )
@@ -259,8 +259,10 @@ class Names:
             if present is None:
                 raise NotFound(f"{str(target)!r} does not exist, so it cannot be exchanged")
             _check_move(txn, target, source, present[0], present[1])
+            self._journal_directory_moves(txn, source, target)
             return self._exchange(txn, source, found, target, present, now_ns), []
         _clear_target(txn, target, kind, present)
+        self._journal_directory_moves(txn, source)
         trash: list[TrashKey] = []
         new_encoded = target.name + b"/" if kind == tree.DIRECTORY else target.name
         self._move(txn, inode, (source.parent, encoded), (target.parent, new_encoded), now_ns,
@@ -348,30 +350,35 @@ class Names:
             self._rewrite_link(txn, inode, old, new, now_ns)
         return [inode for inode, *_ in moves]
 
-    def _journal_directory_move(
-        self, source: ChildName, target: ChildName, mode: RenameMode
-    ) -> None:
-        """Before a directory moves: labels below its old path stop being current."""
-        if self._context.is_read_only:
-            return
-        places = [source, target] if mode is RenameMode.EXCHANGE else [source]
-        with self._context.index.read() as txn:
-            moved = [path for place in places if (path := _directory_path(txn, place))]
-        for namespace_id, key in moved:
-            append_directory_move(self._context.root, namespace_id, key)
+    def _journal_directory_moves(self, txn: ReadTransaction, *places: ChildName) -> None:
+        """Before a directory's move commits: labels below its old path stop being current.
+
+        In the transaction, because a move that is refused must not cost the labels their names
+        (about 2 ms under the write lock: directories move rarely).
+        """
+        for place in places:
+            moved = _directory_path(txn, place)
+            if moved is not None:
+                append_directory_move(self._context.root, *moved)
 
     def _relabel(self, inode: int) -> None:
-        """Give a renamed file's block its label back, with the new name."""
+        """Give a renamed file's block its label back, with the name that was committed.
+
+        Written under the write lock, if the name is still the same there: whoever changes it
+        clears the label in a transaction too, so no label outlives its name.
+        """
+        now_ns = self._context.clock.now_ns()
         with self._context.index.read() as txn:
-            row = txn.inode(inode)
-            block = None if row is None or not row.digest else txn.block(row.digest)
-            if row is None or block is None or row.nlink != 1 or block.refs != 1:
-                return
-            path = tree.path_of(txn, row.parent, row.name)
-        if row.namespace_id:
-            path = path.partition(b"/")[2]
-        label = label_of(row, self._context.clock.now_ns(), path)
-        self._context.files.rewrite_label(row.digest, block.generation, label)
+            wanted = _label_of_only_name(txn, inode, now_ns)
+        if wanted is None:
+            return
+        digest, generation, label = wanted
+
+        def work(txn: WriteTransaction) -> None:
+            if _label_of_only_name(txn, inode, now_ns) == wanted:
+                self._context.files.rewrite_label(digest, generation, label)
+
+        self._context.commit(work)
 
     # -- describing -----------------------------------------------------------------------------
 
@@ -397,6 +404,19 @@ class Names:
             return entry_of(inode, row)
 
         return self._context.commit(work)
+
+
+def _label_of_only_name(
+    txn: ReadTransaction, inode: int, now_ns: int
+) -> tuple[Digest, int, BlockLabel] | None:
+    """Return (digest, generation, label) of a file whose block has this one name, else None."""
+    row = txn.inode(inode)
+    block = None if row is None or not row.digest else txn.block(row.digest)
+    if row is None or block is None or row.nlink != 1 or block.refs != 1:
+        return None
+    path = tree.path_of(txn, row.parent, row.name)
+    path = path.partition(b"/")[2] if row.namespace_id else path
+    return row.digest, block.generation, replace(label_of(row, now_ns, path), codec=block.codec)
 
 
 def label_of(row: InodeRow, published_ns: int, path: bytes) -> BlockLabel:
