@@ -25,7 +25,7 @@ from kvfs.aio import BlockingCalls
 from kvfs.errors import KvfsError
 from kvfs.filesystem.errno_map import errno_of
 from kvfs.filesystem.processes import Creator
-from kvfs.model import ChildName, Codec, Entry, NamespaceId, PutOptions
+from kvfs.model import NO_DIGEST, ChildName, Codec, Digest, Entry, NamespaceId, PutOptions
 from kvfs.store.read_view import ReadView
 from kvfs.store.staging import Staging
 from kvfs.store.store import Store
@@ -75,20 +75,56 @@ class WritingFile:
     """errno of the first write that failed: the close reports it and publishes nothing."""
     openers: int = 0
     writers: int = 0
-    sealed_at: tuple[int, int, int] | None = None
-    """Size, mtime and ctime of the block file when it was sealed under a transport that still holds
-    it open for writing; None where every write passes through us."""
+    direct: int = -1
+    """A descriptor of its own on the bytes that the kernel writes by itself; -1 = it does not."""
+    sealed_at: tuple[int, int] | None = None
+    """Size and mtime of `direct` before it was hashed for the last publish."""
+    sealed_digest: Digest = NO_DIGEST
+    published_ns: int = 0
+    """When, on the monotonic clock."""
+    is_mappable: bool = False
+    """Opened for reading and writing: a mapping can change it without a new mtime."""
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     def staged(self) -> os.stat_result | None:
-        """Return the private copy's stat, None if there is no private copy."""
-        return os.fstat(self.staging.fd) if self.staging is not None else self.sealing
+        """Return the private copy's stat, None if the published file is all there is."""
+        if self.staging is not None:
+            return os.fstat(self.staging.fd)
+        if self.sealing is not None:
+            return self.sealing
+        return os.fstat(self.direct) if self.direct >= 0 and self.has_changed() else None
+
+    def has_changed(self) -> bool:
+        """Whether it holds bytes that no publish has seen."""
+        if self.direct < 0 or self.sealed_at is None:
+            return self.is_changed
+        return self.is_changed or mark_of(os.fstat(self.direct)) != self.sealed_at
 
     def size(self) -> int:
         found = self.staged()
         if found is not None:
             return found.st_size
         return self.sealed_size
+
+
+@dataclass(frozen=True, slots=True)
+class DirectFile:
+    """A published file that the kernel can still write to: its changes are sealed later."""
+
+    fd: int
+
+    def ensure(self, total_bytes: int) -> None:
+        """Space is reserved when it is sealed again."""
+
+    def truncate(self, length: int) -> None:
+        os.ftruncate(self.fd, length)
+
+    def pwrite(self, data: bytes | memoryview, offset: int) -> int:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self.fd, view, offset)
+            view, offset = view[count:], offset + count
+        return len(data)
 
 
 @dataclass(slots=True, eq=False)
@@ -162,17 +198,22 @@ class Writing:
         self._store = store
         self._in_thread = calls.run
 
-    async def begin_empty(self, writing: WritingFile) -> None:
-        """Give the file an empty staging: it will be published even if nothing is written."""
+    async def begin_empty(self, writing: WritingFile, *, is_direct: bool) -> None:
+        """Give the file an empty staging: it will be published even if nothing is written.
+
+        is_direct: the kernel may write to it by itself.
+        """
         writing.staging = await self._in_thread(self._store.stage, writing.namespace_id)
         writing.is_changed = True
+        if is_direct:
+            writing.direct = os.dup(writing.staging.fd)
 
     async def read(self, writing: WritingFile, offset: int, length: int) -> bytes:
         """Return up to `length` bytes as the writer sees them."""
         async with writing.lock:
-            source = writing.staging
-            if source is not None:
-                return await self._run(length, os.pread, source.fd, length, offset)
+            source = writing.direct if writing.staging is None else writing.staging.fd
+            if source >= 0:
+                return await self._run(length, os.pread, source, length, offset)
             if writing.base is None and writing.inode and not writing.is_hidden:
                 writing.base = await self._in_thread(self._store.open_inode, writing.inode)
             if writing.base is None:
@@ -193,7 +234,7 @@ class Writing:
 
     async def truncate(self, writing: WritingFile, size: int) -> None:
         async with writing.lock:
-            if size == writing.size() and not writing.is_changed:
+            if size == writing.size() and not writing.has_changed():
                 return
             try:
                 staging = await self._make_private(writing, keep=size)
@@ -243,14 +284,16 @@ class Writing:
 
         Whatever fails, nothing becomes visible and the file is finished.
         """
-        staging = writing.staging
-        if staging is None or writing.place is None:
+        if writing.place is None or (writing.staging is None and writing.direct < 0):
             return None
+        if writing.staging is None:
+            writing.staging = await self._copy_direct(writing)
+        staging, former = writing.staging, writing.sealed_digest
+        found = os.fstat(writing.direct if writing.direct >= 0 else staging.fd)
         options = writing.options
         if not options.mtime_ns:
-            options = replace(options, mtime_ns=os.fstat(staging.fd).st_mtime_ns)
-        writing.sealing = writing.staged()
-        writing.staging = None
+            options = replace(options, mtime_ns=found.st_mtime_ns)
+        writing.sealing, writing.staging = found, None
         try:
             entry = await self._in_thread(self._store.publish, staging, writing.place, options)
         except (KvfsError, OSError) as error:
@@ -261,10 +304,25 @@ class Writing:
             writing.sealing = None
         self._close_base(writing)
         writing.inode, writing.sealed_size = entry.inode, entry.size
+        writing.sealed_at, writing.sealed_digest = mark_of(found), entry.digest
         writing.is_changed = writing.is_hidden = False
         # A time set through the descriptor holds for what was written before it.
         writing.options = replace(writing.options, mtime_ns=0)
+        if former and former != entry.digest and writing.direct >= 0:
+            await self._in_thread(self._store.recheck, writing.namespace_id, former)
         return entry
+
+    async def _copy_direct(self, writing: WritingFile) -> Staging:
+        """Copy what the kernel wrote since the file was sealed; the old one is withdrawn (I3)."""
+        staging = await self._in_thread(self._store.stage, writing.namespace_id)
+        try:
+            size = os.fstat(writing.direct).st_size
+            await self._in_thread(staging.ensure, size)
+            await self._in_thread(copy_bytes, writing.direct, staging.fd, size)
+        except BaseException:
+            staging.close()
+            raise
+        return staging
 
     async def discard(self, writing: WritingFile) -> None:
         """Throw away what was written. Caller holds `writing.lock`."""
@@ -279,13 +337,20 @@ class Writing:
         async with writing.lock:
             await self.discard(writing)
             self._close_base(writing)
+            if writing.direct >= 0:
+                os.close(writing.direct)
+                writing.direct = -1
 
-    async def _make_private(self, writing: WritingFile, keep: int | None = None) -> Staging:
+    async def _make_private(
+        self, writing: WritingFile, keep: int | None = None
+    ) -> Staging | DirectFile:
         """Return the file's staging, filled from its base if it is new. Caller holds the lock."""
         if writing.is_discarded:
             raise OSError(writing.failure or errno.EIO, "the file was given up by its writer")
         if writing.staging is not None:
             return writing.staging
+        if writing.direct >= 0:
+            return DirectFile(writing.direct)
         if writing.base is None and writing.inode:
             writing.base = await self._in_thread(self._store.open_inode, writing.inode)
         staging = await self._in_thread(self._store.stage, writing.namespace_id)
@@ -325,13 +390,23 @@ def fill(staging: Staging, view: ReadView, keep: int | None) -> None:
     """
     wanted = view.size if keep is None else min(keep, view.size)
     staging.ensure(wanted)
+    if view.codec is Codec.RAW:
+        copy_bytes(view.fd, staging.fd, wanted)
+        return
+    for offset in range(0, wanted, COPY_BYTES):
+        staging.pwrite(view.pread(offset, min(COPY_BYTES, wanted - offset)), offset)
+
+
+def copy_bytes(source: int, target: int, length: int) -> None:
+    """Copy the first `length` bytes between files inside the kernel. Raises: OSError."""
     done = 0
-    while done < wanted:
-        step = min(COPY_BYTES, wanted - done)
-        if view.codec is Codec.RAW:
-            moved = os.copy_file_range(view.fd, staging.fd, step, done, done)
-        else:
-            moved = staging.pwrite(view.pread(done, step), done)
+    while done < length:
+        moved = os.copy_file_range(source, target, min(COPY_BYTES, length - done), done, done)
         if not moved:
-            raise OSError(errno.EIO, "the block is shorter than its entry says")
+            raise OSError(errno.EIO, "the file is shorter than it was")
         done += moved
+
+
+def mark_of(found: os.stat_result) -> tuple[int, int]:
+    """Return what changes with every write(2): linking and labelling leave it alone."""
+    return found.st_size, found.st_mtime_ns

@@ -77,6 +77,8 @@ class MountState:
     handles: HandleTable
     pending: PendingNames
     writing: Writing
+    has_passthrough: bool = False
+    """The transport lets the kernel read and write files by itself."""
 
     @classmethod
     def build(

@@ -25,6 +25,7 @@ from kvfs.model import (
     Kind,
     ListPage,
     Namespace,
+    NamespaceId,
     ObjectPath,
     Pin,
     Place,
@@ -132,6 +133,29 @@ class Reader:
             if view is not None:
                 return view
         raise NotFound("the file is gone: look its name up again")
+
+    def open_trusted(self, inode: int) -> ReadView | None:
+        """Open without hashing; see Store.open_trusted."""
+        with self._index.read() as txn:
+            found = self._load(txn, inode)
+        if found is None:
+            raise NotFound("the file is gone: look its name up again")
+        is_suspect = bool(found[2])
+        return None if is_suspect else self._open(inode, *found)
+
+    def recheck(self, namespace_id: NamespaceId, digest: Digest) -> bool:
+        """Hash a block file anew; see Store.recheck."""
+        with self._index.read() as txn:
+            block, namespace = txn.block(digest), txn.namespace(namespace_id)
+        if block is None or namespace is None or block.is_bad:
+            return True
+        descriptor = self._context.files.open(digest, block.generation)
+        if descriptor is None:
+            return True
+        try:
+            return self._trust.check(digest, block, namespace.salt, descriptor)
+        finally:
+            os.close(descriptor)
 
     def _load(
         self, txn: ReadTransaction, inode: int

@@ -24,6 +24,7 @@ from kvfs.filesystem.edge import answer
 from kvfs.filesystem.kernel import wire
 from kvfs.filesystem.kernel.passthrough import BackingFiles
 from kvfs.filesystem.kernel.wire import InitFlag, Opcode, OpenFlag, Request, SetattrValid
+from kvfs.filesystem.open_files import wants_write
 from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.records import (
     FILE_TYPES,
@@ -172,7 +173,7 @@ class KernelSession:
                     self._operations.forget(nodeid, count)
             elif request.opcode is Opcode.INTERRUPT:
                 pass  # the operation finishes; the kernel has its own way with the caller
-            elif request.opcode in PROMPT:
+            elif is_prompt(request):
                 await self._serve(request)
             else:
                 await self._slots.acquire()
@@ -276,6 +277,8 @@ class KernelSession:
         flags = WANTED & offer.flags
         has_passthrough = InitFlag.PASSTHROUGH in flags
         self._backing = BackingFiles(self._device, is_enabled=has_passthrough)
+        if has_passthrough:
+            self._operations.files.use_passthrough()
         log.info("kernel_protocol version=7.%d passthrough=%s", offer.minor, has_passthrough)
         return wire.encode_init(
             wire.InitReply(
@@ -365,7 +368,9 @@ class KernelSession:
         except OSError:
             await self._operations.files.release(reply.handle)
             raise
-        flags = OpenFlag(0) if reply.is_flushed else OpenFlag.NOFLUSH
+        if is_writer and not backing_id:
+            self._operations.files.write_through_us(reply.handle)
+        flags = OpenFlag(0) if is_writer else OpenFlag.NOFLUSH
         if backing_id:
             flags |= OpenFlag.PASSTHROUGH
         elif reply.keep_cache:
@@ -480,6 +485,15 @@ class KernelSession:
     async def _releasedir(self, request: Request) -> bytes:
         await self._operations.releasedir(request.fields[0])
         return b""
+
+
+def is_prompt(request: Request) -> bool:
+    """Whether the operation will not wait, or in the rarest case only, and not for the mount."""
+    if request.opcode is Opcode.OPEN:
+        return not wants_write(request.fields[0])
+    if request.opcode is Opcode.RELEASE:
+        return not wants_write(request.fields[1])
+    return request.opcode in PROMPT
 
 
 async def _nothing(request: Request) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import subprocess
@@ -196,6 +198,40 @@ def test_bytes_written_through_a_duplicate_after_the_first_close_are_there(bucke
     os.close(second)
     wait_until(lambda: path.exists() and path.stat().st_size == 6)
     assert path.read_bytes() == b"onetwo"
+
+
+def test_i3_writing_after_the_first_close_changes_no_sealed_bytes(bucket: Path) -> None:
+    first, twin, value = bucket / "first", bucket / "twin", b"s" * 100_000
+    twin.write_bytes(b"other")
+    descriptor = os.open(first, os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(descriptor, value)
+    late = os.dup(descriptor)
+    os.close(descriptor)
+    wait_until(first.exists)
+    twin.write_bytes(value)  # the same block, stored once
+    os.pwrite(late, b"LATE", 10)
+    os.close(late)
+    changed = value[:10] + b"LATE" + value[14:]
+    wait_until(lambda: first.exists() and first.read_bytes() == changed)
+    # I1: the other name may have lost its bytes, but never shows the changed ones.
+    with contextlib.suppress(FileNotFoundError):
+        assert twin.read_bytes() == value
+
+
+def test_a_mapping_that_outlives_its_descriptor_is_published_with_all_it_was_given(
+    bucket: Path,
+) -> None:
+    path = bucket / "mapped"
+    file = path.open("w+b")
+    file.truncate(MIB)
+    mapping = mmap.mmap(file.fileno(), MIB)
+    mapping[:5] = b"early"
+    file.close()
+    wait_until(lambda: seen_by_another(path) != "absent False")
+    mapping[100:104] = b"late"
+    mapping.close()
+    wait_until(lambda: path.read_bytes()[100:104] == b"late")
+    assert path.read_bytes()[:5] == b"early"
 
 
 def test_overwriting_leaves_readers_their_old_bytes(bucket: Path) -> None:
