@@ -53,8 +53,12 @@ def render_iso_date(nanoseconds: int) -> str:
     return when.strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_amz_date(text: str) -> int | None:
-    """Return the seconds of SigV4's `20260131T120000Z`, or None."""
+    """Return the seconds of SigV4's `20260131T120000Z`, or None.
+
+    Cached: strptime takes 8 us, a tenth of a HEAD, and requests of one second carry one text.
+    """
     if len(text) != 16 or text[8] != "T" or text[15] != "Z":
         return None
     digits = text[:8] + text[9:15]

@@ -221,11 +221,14 @@ class Connection:
     async def _send_error(
         self, head: Head | None, error: S3Error, request_id: str, *, keeps_alive: bool
     ) -> int:
+        if error.status == 304 or (head is not None and head.method == "HEAD"):
+            # Nobody reads a body here, and a miss that LMCache asks for is the hottest answer.
+            response = Response(error.status, list(error.headers), has_length=False)
+            await self._send(head, response, request_id, keeps_alive=keeps_alive)
+            return 0
         resource = head.target.partition(b"?")[0].decode("latin-1") if head is not None else "/"
         body = render_error(error, ErrorContext(resource, request_id))
         response = Response(error.status, [XML, *error.headers], body, has_length=True)
-        if error.status == 304:
-            response = Response(304, list(error.headers), has_length=False)
         await self._send(head, response, request_id, keeps_alive=keeps_alive)
         return len(body)
 
