@@ -15,6 +15,8 @@ import awscrt.io  # type: ignore[import-untyped]
 import awscrt.s3  # type: ignore[import-untyped]
 import pytest
 
+from kvfs.model import ObjectPath
+from kvfs.open_store import open_store
 from tests.integration.gateway_process import (
     ACCESS_KEY,
     ENGINE_BUCKET,
@@ -257,6 +259,44 @@ def test_tags_and_attributes(client: S3Client, bucket: str) -> None:
     assert found["ObjectSize"] == 5 * MIB + 4
     assert found["ObjectParts"]["TotalPartsCount"] == 2
     assert found["Checksum"]["ChecksumType"] == "FULL_OBJECT"
+
+
+def test_lifecycle_rules_become_lifetimes(gateway: Gateway, client: S3Client, bucket: str) -> None:
+    missing = code_of(client.get_bucket_lifecycle_configuration, Bucket=bucket)
+    assert missing == ("NoSuchLifecycleConfiguration", 404)
+    day = {"Days": 1}
+    tagged = {"And": {"Prefix": "t/", "Tags": [{"Key": "class", "Value": "chat"}]}}
+    rules = [
+        {"ID": "a", "Status": "Enabled", "Filter": {"Prefix": "tmp/"}, "Expiration": day},
+        {"ID": "b", "Status": "Enabled", "Filter": tagged, "Expiration": {"Days": 3}},
+        {"ID": "c", "Status": "Disabled", "Filter": {"Prefix": ""}, "Expiration": day},
+    ]
+    client.put_bucket_lifecycle_configuration(
+        Bucket=bucket, LifecycleConfiguration={"Rules": rules}
+    )
+    got = client.get_bucket_lifecycle_configuration(Bucket=bucket)
+    assert [rule["ID"] for rule in got["Rules"]] == ["a", "b", "c"]
+    client.put_object(Bucket=bucket, Key="tmp/k", Body=b"x")
+    client.put_object(Bucket=bucket, Key="t/k", Body=b"x", Tagging="class=chat")
+    client.put_object(Bucket=bucket, Key="t/other", Body=b"x")
+    with open_store(gateway.store) as store:
+        found = {
+            key: store.stat(ObjectPath(bucket.encode(), key.encode())).ttl_s
+            for key in ("tmp/k", "t/k", "t/other")
+        }
+    assert found == {"tmp/k": 86_400, "t/k": 3 * 86_400, "t/other": 0}
+    assert "Expiration" in client.head_object(Bucket=bucket, Key="tmp/k")
+    move = {"ID": "d", "Status": "Enabled", "Filter": {"Prefix": ""}}
+    move["Transitions"] = [{"Days": 1, "StorageClass": "GLACIER"}]  # type: ignore[assignment]
+    refused = code_of(
+        client.put_bucket_lifecycle_configuration,
+        Bucket=bucket,
+        LifecycleConfiguration={"Rules": [move]},
+    )
+    assert refused == ("NotImplemented", 501)
+    client.delete_bucket_lifecycle(Bucket=bucket)
+    client.put_object(Bucket=bucket, Key="tmp/k", Body=b"y")
+    assert "Expiration" not in client.head_object(Bucket=bucket, Key="tmp/k")
 
 
 def test_versions_are_listed_as_null(client: S3Client, bucket: str) -> None:

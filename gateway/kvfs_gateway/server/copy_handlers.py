@@ -18,12 +18,13 @@ from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import render_iso_date
 from kvfs_gateway.s3.target import percent_decode
 from kvfs_gateway.server.bucket_handlers import require_bucket
+from kvfs_gateway.server.lifecycle_handlers import with_lifetime
 from kvfs_gateway.server.object_handlers import MAX_PUT_LENGTH, read_write_condition
 from kvfs_gateway.server.object_headers import (
     CHECKSUM_PREFIX,
     CHECKSUM_TYPE,
     PARTS,
-    TAGGING,
+    TAG_PREFIX,
     read_attributes,
     stored_checksum,
 )
@@ -75,7 +76,7 @@ async def open_copy_source(call: Call) -> ReadView:
 
 async def copy_object(call: Call) -> Response:
     """Give an object's bytes another name, or other metadata under its own."""
-    require_bucket(call)
+    namespace = require_bucket(call)
     headers = call.head.headers
     replaces_metadata = _directive(headers.get("x-amz-metadata-directive", "COPY"))
     replaces_tags = _directive(headers.get("x-amz-tagging-directive", "COPY"))
@@ -95,6 +96,7 @@ async def copy_object(call: Call) -> Response:
             raise S3Error("InvalidRequest", "The specified copy source is larger than 5 GiB.")
         attributes = _attributes(call, entry, replaces_metadata, replaces_tags)
         options = PutOptions(attributes=attributes, etag=entry.etag, condition=condition)
+        options = with_lifetime(call, namespace, options)
         store = call.service.store
         copied = await call.service.write(store.copy, source, call.path, options)
         if _is_of(call, copied, entry, source):
@@ -121,16 +123,18 @@ def _attributes(
     call: Call, entry: Entry, replaces_metadata: bool, replaces_tags: bool
 ) -> dict[str, bytes]:
     given = read_attributes(call.head.headers)
-    tags = given.pop(TAGGING, None) if replaces_tags else entry.attributes.get(TAGGING)
-    given.pop(TAGGING, None)
-    kept = dict(entry.attributes)
-    if replaces_metadata:
-        of_the_bytes = (CHECKSUM_PREFIX, CHECKSUM_TYPE, PARTS)
-        kept = {name: value for name, value in kept.items() if name.startswith(of_the_bytes)}
-        kept.update(given)
-    kept.pop(TAGGING, None)
-    if tags:
-        kept[TAGGING] = tags
+    of_the_bytes = (CHECKSUM_PREFIX, CHECKSUM_TYPE, PARTS)
+    kept = {}
+    for origin, is_given in ((entry.attributes, False), (given, True)):
+        for name, value in origin.items():
+            if name.startswith(of_the_bytes):
+                is_kept = not is_given
+            elif name.startswith(TAG_PREFIX):
+                is_kept = is_given is replaces_tags
+            else:
+                is_kept = is_given is replaces_metadata
+            if is_kept:
+                kept[name] = value
     return kept
 
 

@@ -35,6 +35,7 @@ from kvfs_gateway.s3.target import percent_encode
 from kvfs_gateway.server.body import MAX_MD5_LENGTH
 from kvfs_gateway.server.bucket_handlers import owner, require_bucket
 from kvfs_gateway.server.copy_handlers import open_copy_source
+from kvfs_gateway.server.lifecycle_handlers import with_lifetime
 from kvfs_gateway.server.object_handlers import (
     MAX_PUT_LENGTH,
     bucket_name,
@@ -68,7 +69,7 @@ Document = dict[str, xml.Value]
 
 async def create_multipart_upload(call: Call) -> Response:
     """Begin an upload; what the object shall be like is said here."""
-    require_bucket(call)
+    namespace = require_bucket(call)
     headers = call.head.headers
     attributes = read_attributes(headers)
     shown: list[Header] = []
@@ -80,7 +81,7 @@ async def create_multipart_upload(call: Call) -> Response:
         attributes[_TYPE] = kind.encode()
         shown = [("x-amz-checksum-algorithm", algorithm.name), ("x-amz-checksum-type", kind)]
     await call.body.discard(MAX_MD5_LENGTH)
-    options = PutOptions(attributes=attributes)
+    options = with_lifetime(call, namespace, PutOptions(attributes=attributes))
     info = await call.service.write(call.service.store.create_upload, call.path, options)
     document: Document = {
         "Bucket": bucket_name(call),
@@ -127,11 +128,11 @@ async def complete_multipart_upload(call: Call) -> Response:
         found = await call.service.read(_all_parts, call, upload_id)
     except UploadNotFound:
         # It may be the repetition of a Complete whose answer was lost; the store knows.
-        entry = await call.service.write(store.complete_upload, upload_id, call.path, chosen)
+        entry = await call.service.publish(store.complete_upload, upload_id, call.path, chosen)
         return _completed(call, entry)
     parts = [_match(part, found) for part in listed]
     options = _final_options(call, info, parts)
-    entry = await call.service.write(
+    entry = await call.service.publish(
         store.complete_upload, upload_id, call.path, chosen, replace(options, condition=condition)
     )
     return _completed(call, entry)

@@ -24,6 +24,7 @@ from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.ranges import ByteRange, parse_range, unsatisfiable
 from kvfs_gateway.server.body import MAX_MD5_LENGTH
 from kvfs_gateway.server.bucket_handlers import require_bucket
+from kvfs_gateway.server.lifecycle_handlers import with_lifetime
 from kvfs_gateway.server.object_headers import (
     PARTS,
     apply_overrides,
@@ -55,6 +56,7 @@ async def put_object(call: Call) -> Response:
     )
     length = expected_length(call)
     namespace = require_bucket(call)
+    options = with_lifetime(call, namespace, options)
     _refuse_early(call, options.condition)
     wants_md5 = call.service.has_md5_etags or (length is not None and length <= MAX_MD5_LENGTH)
     call.body.begin(call.authentication, wants_md5=wants_md5)
@@ -66,7 +68,7 @@ async def put_object(call: Call) -> Response:
         if length is not None and size != length:
             raise S3Error("IncompleteBody")
         options = with_digests(options, digests.md5_hex, checksum_attributes(digests.checksum))
-        entry = await call.service.write(store.publish, staging, call.path, options)
+        entry = await call.service.publish(store.publish, staging, call.path, options)
     finally:
         staging.close()
     return empty_response(200, put_headers(entry))

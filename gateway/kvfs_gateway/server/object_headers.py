@@ -27,7 +27,8 @@ CHECKSUM_PREFIX = PREFIX + "checksum."
 CHECKSUM_TYPE = PREFIX + "checksum-type"
 PARTS = PREFIX + "parts"
 """Sizes of a multipart object's parts, comma-separated, so that `partNumber` can be answered."""
-TAGGING = PREFIX + "tagging"
+TAG_PREFIX = PREFIX + "tag."
+"""One attribute a tag, so that lifecycle rules can name it."""
 STORAGE_CLASS = PREFIX + "storage-class"
 
 _PLAIN_HEADERS = (
@@ -66,7 +67,7 @@ def read_attributes(headers: Mapping[str, str]) -> dict[str, bytes]:
     if storage_class != "STANDARD":
         attributes[STORAGE_CLASS] = storage_class.encode("ascii")
     if headers.get("x-amz-tagging"):
-        attributes[TAGGING] = pack_tags(parse_tagging_header(headers["x-amz-tagging"]))
+        attributes.update(tag_attributes(parse_tagging_header(headers["x-amz-tagging"])))
     return attributes
 
 
@@ -115,8 +116,9 @@ def object_headers(entry: Entry, *, with_checksum: bool) -> list[Header]:
     if entry.expires_at_s:
         date = render_http_date(entry.expires_at_s)
         headers.append(("x-amz-expiration", f'expiry-date="{date}", rule-id="ttl"'))
-    if TAGGING in attributes:
-        headers.append(("x-amz-tagging-count", str(len(unpack_tags(attributes[TAGGING])))))
+    tag_count = sum(1 for name in attributes if name.startswith(TAG_PREFIX))
+    if tag_count:
+        headers.append(("x-amz-tagging-count", str(tag_count)))
     checksum = stored_checksum(attributes) if with_checksum else None
     if checksum is not None:
         headers.append((checksum[0].header, checksum[1]))
@@ -184,12 +186,15 @@ def check_tags(tags: Tags) -> Tags:
     return tags
 
 
-def pack_tags(tags: Tags) -> bytes:
-    """Return the stored form of tags."""
-    return urllib.parse.urlencode(tags).encode("ascii")
+def tag_attributes(tags: Tags) -> dict[str, bytes]:
+    """Return the attributes that keep tags."""
+    return {TAG_PREFIX + key: value.encode() for key, value in tags}
 
 
-def unpack_tags(stored: bytes) -> Tags:
-    """Return the tags in an attribute, whoever wrote it."""
-    text = stored.decode("latin-1")
-    return tuple(urllib.parse.parse_qsl(text, keep_blank_values=True)[:MAX_TAGS])
+def read_tags(attributes: Mapping[str, bytes]) -> Tags:
+    """Return an object's tags, whoever wrote them."""
+    return tuple(
+        (name.removeprefix(TAG_PREFIX), value.decode("utf-8", "replace"))
+        for name, value in sorted(attributes.items())
+        if name.startswith(TAG_PREFIX)
+    )

@@ -15,6 +15,10 @@ from kvfs_gateway.server.page_cache import is_cached, load
 from kvfs_gateway.server.service import Service
 from kvfs_gateway.server.transport import SEND_WINDOW, Transport
 
+FEW_SENDERS = 2
+SHARED_STEP = 1024 * 1024
+"""With many senders each turn is short (0.25 ms), so that 16 of them delay a HEAD by 4 ms, not 30;
+with few a turn takes what the socket holds, which saves a sixth of the CPU."""
 COPY_WINDOW = 1024 * 1024
 """Bytes in memory at once for a connection that cannot use sendfile."""
 
@@ -31,15 +35,25 @@ async def send_object(
 
     Raises: Disconnected, KvfsError (the head is out by then: the caller closes).
     """
+    service.senders += 1
+    try:
+        await _send(transport, service, view, offset, offset + length, seconds)
+    finally:
+        service.senders -= 1
+
+
+async def _send(
+    transport: Transport, service: Service, view: ReadView, offset: int, end: int, seconds: float
+) -> None:
     is_raw = view.codec is Codec.RAW
-    end = offset + length
     while offset < end:
         transport.deadline = trio.current_time() + seconds
         if is_raw and transport.can_sendfile:
             window = min(end - offset, SEND_WINDOW)
             if not is_cached(view.fd, offset, window):
                 await service.read(load, view.fd, offset, window)
-            await transport.send_file(view.fd, offset, window)
+            step = SEND_WINDOW if service.senders <= FEW_SENDERS else SHARED_STEP
+            await transport.send_file(view.fd, offset, window, step)
         else:
             window = min(end - offset, COPY_WINDOW)
             await transport.send(await service.read(view.pread, offset, window))

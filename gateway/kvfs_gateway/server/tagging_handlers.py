@@ -1,6 +1,7 @@
 """Object tags, and GetObjectAttributes.
 
-Owns two small documents. Tags are one extended attribute, `user.s3.tagging`, written like a query.
+Owns two small documents. A tag is an extended attribute, `user.s3.tag.<key>`, which lifecycle rules
+may name.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from kvfs_gateway.server.bucket_handlers import read_document
 from kvfs_gateway.server.object_handlers import miss, part_sizes
 from kvfs_gateway.server.object_headers import (
     STORAGE_CLASS,
-    TAGGING,
+    TAG_PREFIX,
     check_tags,
-    pack_tags,
+    read_tags,
     stored_checksum,
-    unpack_tags,
+    tag_attributes,
 )
 from kvfs_gateway.server.response import Response, empty_response, xml_response
 from kvfs_gateway.server.service import Call
@@ -40,36 +41,33 @@ def _require(call: Call) -> Entry:
 
 async def get_object_tagging(call: Call) -> Response:
     """List an object's tags."""
-    tags = unpack_tags(_require(call).attributes.get(TAGGING, b""))
+    tags = read_tags(_require(call).attributes)
     pairs = [{"Key": key, "Value": value} for key, value in tags]
     return xml_response(xml.render("GetObjectTagging", {"TagSet": pairs}))
 
 
 async def put_object_tagging(call: Call) -> Response:
     """Replace an object's tags."""
-    _require(call)
     document = await read_document(call, "PutObjectTagging")
     listed = document.get("TagSet")
     if not isinstance(listed, list):
         raise S3Error("MalformedXML")
     tags = check_tags(tuple((str(item["Key"]), str(item["Value"])) for item in listed))
-    change = (
-        AttributeChange(set_attributes={TAGGING: pack_tags(tags)})
-        if tags
-        else AttributeChange(remove_attributes=(TAGGING,))
-    )
-    await _change(call, change)
+    await _replace_tags(call, tag_attributes(tags))
     return empty_response(200)
 
 
 async def delete_object_tagging(call: Call) -> Response:
     """Remove an object's tags."""
-    await _change(call, AttributeChange(remove_attributes=(TAGGING,)))
+    await _replace_tags(call, {})
     return empty_response(204)
 
 
-async def _change(call: Call, change: AttributeChange) -> None:
+async def _replace_tags(call: Call, wanted: dict[str, bytes]) -> None:
     entry = _require(call)
+    present = {name for name in entry.attributes if name.startswith(TAG_PREFIX)}
+    removed = tuple(present - wanted.keys())
+    change = AttributeChange(set_attributes=wanted, remove_attributes=removed)
     try:
         await call.service.write(call.service.store.set_attributes, entry.inode, change)
     except NotFound:

@@ -41,8 +41,11 @@ class Transport(Protocol):
         """Send all of `data`; `more` says that bytes follow at once. Raises: Disconnected."""
         ...
 
-    async def send_file(self, fd: int, offset: int, length: int) -> None:
-        """Send a window of a file whose pages are in memory. Raises: Disconnected."""
+    async def send_file(self, fd: int, offset: int, length: int, step: int) -> None:
+        """Send a window of a file whose pages are in memory, letting others in every `step` bytes.
+
+        Raises: Disconnected.
+        """
         ...
 
     async def finish_sending(self) -> None:
@@ -94,12 +97,12 @@ class PlainTransport:
             except OSError as error:
                 raise Disconnected(str(error)) from None
 
-    async def send_file(self, fd: int, offset: int, length: int) -> None:
+    async def send_file(self, fd: int, offset: int, length: int, step: int) -> None:
         out = self._socket.fileno()
         end = offset + length
         while offset < end:
             try:
-                sent = os.sendfile(out, fd, offset, end - offset)
+                sent = os.sendfile(out, fd, offset, min(step, end - offset))
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._socket)
                 continue
@@ -108,6 +111,8 @@ class PlainTransport:
             if sent == 0:
                 raise Disconnected("the file is shorter than its entry says")
             offset += sent
+            if sent == step and offset < end:
+                await trio.lowlevel.checkpoint()
 
     async def finish_sending(self) -> None:
         try:
