@@ -60,9 +60,11 @@ def init_store(
     """
     clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
     root = Path(root)
-    if (root / FILE_NAME).exists():
-        raise StoreExists(f"{root} is a kvfs store already: use it, or choose another directory")
     try:
+        if (root / FILE_NAME).exists():
+            raise StoreExists(
+                f"{root} is a kvfs store already: use it, or choose another directory"
+            )
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         if any(root.iterdir()):
             raise StoreExists(f"{root} is not empty: choose an empty or new directory")
@@ -71,8 +73,8 @@ def init_store(
         capacity = capacity_bytes or int(free * DEFAULT_CAPACITY_RATIO)
         capacity = max(capacity, MIN_CAPACITY)
         BlockFiles.create_directories(root)
-    except FileExistsError as error:
-        raise StoreExists(f"{root} is a file: choose a directory") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreExists(f"{root} is a file or below one: choose a directory") from error
     except OSError as error:
         raise os_error(error, f"cannot make a store in {root}") from error
     format_ = StoreFormat(randomness.token(16).hex(), capacity, durability, clock.now_ns())
@@ -205,11 +207,6 @@ def _move_aside(index: Path, clock: Clock) -> None:
             (index / name).rename(aside / name)
 
 
-def _close(context: StoreContext) -> None:
-    context.index.close()
-    context.files.close()
-
-
 def _context(
     root: Path,
     format_: StoreFormat,
@@ -221,35 +218,50 @@ def _context(
     index = LmdbIndex(root / "index", durability=format_.durability, read_only=is_read_only)
     try:
         files = BlockFiles(root, randomness)
-    except FileNotFoundError as error:
+    except OSError as error:
         index.close()
-        raise StoreDamaged(f"{root} lacks its blocks directory: restore the store") from error
+        if isinstance(error, FileNotFoundError):
+            raise StoreDamaged(f"{root} lacks its blocks directory: restore the store") from error
+        raise
     return StoreContext(
         root, index, Committer(index), files, clock, randomness, format_.durability,
         format_.capacity_bytes, is_read_only,
     )  # fmt: skip
 
 
+def _close(context: StoreContext) -> None:
+    context.index.close()
+    context.files.close()
+
+
 def check_file_system(path: Path) -> None:
     """Refuse a file system on which LMDB cannot work. Raises: UnsupportedFormat."""
-    kind = file_system_kind(path)
+    refuse_network_file_system(path, file_system_kind(path))
+
+
+def file_system_kind(path: Path) -> str:
+    """Return the type of the file system that `path` lies on, as in /proc/self/mountinfo."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    return kind_of_device(mounts, os.stat(path).st_dev)
+
+
+def kind_of_device(mounts: str, device: int) -> str:
+    """Return the file system type of `device` in a mountinfo text; "" where it is not listed."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2:3] == [wanted]:
+            return rest.split()[0]
+    return ""
+
+
+def refuse_network_file_system(path: Path, kind: str) -> None:
+    """Raise UnsupportedFormat if LMDB cannot work on a file system of `kind`."""
     if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse."):
         raise UnsupportedFormat(
             f"{path} lies on a {kind} file system, where the index's locks and memory map do not "
             "work: put the store on a local disk (ext4, xfs) of each machine"
         )
-
-
-def file_system_kind(path: Path) -> str:
-    """Return the type of the file system that `path` lies on, as in /proc/self/mountinfo."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    kind = ""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == wanted:
-            kind = rest.split()[0]
-    return kind
 
 
 def _denied(root: Path, error: OSError) -> Denied | Unavailable:

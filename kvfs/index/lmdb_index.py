@@ -11,6 +11,8 @@ index dies of SIGBUS instead of raising.
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Protocol, Self, TypeVar, cast
 
 import lmdb
 
-from kvfs.errors import Closed, IndexFull, StoreDamaged, Unavailable
+from kvfs.errors import Closed, Denied, IndexFull, StoreDamaged, Unavailable
 from kvfs.index.schema import (
     NAMESPACE_PREFIX,
     TABLES,
@@ -328,6 +330,11 @@ class LmdbIndex:
                 f"the index in {directory} cannot be read ({error}): run kvfs-fsck --repair"
             ) from error
         except lmdb.Error as error:
+            if os.strerror(errno.EACCES) in str(error):
+                raise Denied(
+                    f"the index in {directory} may not be opened by user {os.geteuid()}: run as "
+                    "the store's owner"
+                ) from error
             raise Unavailable(f"the index in {directory} cannot be opened: {error}") from error
         self.dirents = self.tables["dirents"]
         self.inodes = self.tables["inodes"]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvfs.clock import Randomness
-from kvfs.errors import Denied, KvfsError, NoSpace, Unavailable
+from kvfs.errors import Closed, Denied, KvfsError, NoSpace, Unavailable
 from kvfs.model import Codec, Digest, NamespaceId
 
 SECTOR = 4096
@@ -115,6 +115,8 @@ def os_error(error: OSError, doing: str) -> KvfsError:
         return Unavailable(f"{text}: raise the limit on open files (ulimit -n), or retry")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Denied(f"{text}: check the store's owner, mode and mount options")
+    if error.errno == errno.EBADF:
+        return Closed(f"{doing}: the store was closed: open it again")
     return Unavailable(f"{text}: check the disk, then retry")
 
 
@@ -140,7 +142,10 @@ class BlockFiles:
         self._has_tmpfile = True
 
     def close(self) -> None:
-        os.close(self._directory)
+        """Close the directory; later calls raise Closed (and never meet a descriptor reused)."""
+        descriptor, self._directory = self._directory, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     @staticmethod
     def create_directories(root: Path) -> None:

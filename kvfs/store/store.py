@@ -98,7 +98,7 @@ class Store:
         self._maintenance: Maintenance | None = None
         if is_first and not context.is_read_only:
             self._space.reclaim_dead()
-        if background:
+        if background and not context.is_read_only:
             self._maintenance = self._start_maintenance(is_first)
 
     # -- the store itself -----------------------------------------------------------------------

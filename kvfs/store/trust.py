@@ -103,6 +103,8 @@ class Trust:
 
     def drop_name_of(self, inode: int, digest: Digest) -> None:
         """Remove an inode whose block is bad: from now on it is a miss for HEAD and stat too."""
+        if self._context.is_read_only:
+            return
         files, now_ns = self._context.files, self._context.clock.now_ns()
 
         def work(txn: WriteTransaction) -> None:
