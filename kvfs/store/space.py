@@ -124,7 +124,8 @@ class Space:
                 self.release(granted - need)
                 return
             freed = self.reclaim_dead() if attempt == 0 else 0
-            freed += self._make_room(short_by)
+            if freed < short_by:
+                freed += self._make_room(short_by - freed)
             if not freed:
                 break
         raise NoSpace(

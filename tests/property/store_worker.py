@@ -9,11 +9,13 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kvfs.clock import ManualClock
-from kvfs.errors import KvfsError
+from kvfs.errors import KvfsError, NoSpace
+from kvfs.model import ObjectPath
 from kvfs.open_store import open_store
 from kvfs.store.store import Store
 
@@ -40,6 +42,21 @@ class Actor:
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
+    def put_many(self, place: ObjectPath, count: int, length: int, seed: int) -> int:
+        """Put `count` objects of `length` bytes each of its own value; return how many fitted."""
+        fitted = 0
+        for number in range(count):
+            path = ObjectPath(place.namespace, place.key + b"%d-%d" % (seed, number))
+            with suppress(NoSpace):
+                self.store.put(path, bytes([seed, number % 256]) * (length // 2))
+                fitted += 1
+        return fitted
+
+    def put_often(self, place: ObjectPath, count: int, lengths: list[int], value: int) -> None:
+        """Replace one object again and again, each time with equal bytes throughout."""
+        for number in range(count):
+            self.store.put(place, bytes([value]) * lengths[number % len(lengths)])
+
     @property
     def store(self) -> Store:
         assert self._store is not None, "open comes first"
@@ -47,7 +64,7 @@ class Actor:
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Run a method of this actor, or else of its store. Raises: what the method raises."""
-        own = method in ("open", "close", "advance")
+        own = method in ("open", "close", "advance", "put_many", "put_often")
         return getattr(self if own else self.store, method)(*args, **kwargs)
 
 

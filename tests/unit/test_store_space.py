@@ -221,3 +221,4 @@ def test_a_writer_in_need_takes_the_grants_of_the_dead_first(
     context.commit(leave_a_grant)
     space.reserve(4096)
     assert granted(context) == 4096 + STEP
+    assert eviction.asked == [], "nothing living had to go"
