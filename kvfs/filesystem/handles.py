@@ -132,7 +132,23 @@ class SharedView:
     """One sealed file, open once for all its readers."""
 
     view: ReadView
+    memory: int = -1
+    """A memfd with the decoded bytes of a compressed block, for a transport with passthrough."""
     openers: int = 0
+
+    @property
+    def descriptor(self) -> int | None:
+        """Byte i of this is byte i of the file; None where nothing has them plain."""
+        if self.memory >= 0:
+            return self.memory
+        # An empty file has no block to point at.
+        return self.view.fd if self.view.size and self.view.codec is Codec.RAW else None
+
+    def close(self) -> None:
+        self.view.close()
+        if self.memory >= 0:
+            os.close(self.memory)
+            self.memory = -1
 
 
 @dataclass(slots=True, eq=False)

@@ -200,37 +200,46 @@ async def _serve(store: Store, options: MountOptions, announce: Callable[[str], 
     operations = Operations(
         store, SystemClock(), ProcProcesses(), BlockingCalls(), is_read_only=options.is_read_only
     )
-    session = _choose_session(operations, options)
-    try:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            session.mount(options.mountpoint)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        session = _mounted_session(operations, options)
+        try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, session, options.mountpoint)
                 nursery.start_soon(_announce_when_ready, session, options.mountpoint, announce)
                 await session.serve()
                 nursery.cancel_scope.cancel()
-    finally:
-        session.close()
-        log.info("mount_ended mountpoint=%s", options.mountpoint)
+        finally:
+            session.close()
+            log.info("mount_ended mountpoint=%s", options.mountpoint)
 
 
-def _choose_session(operations: Operations, options: MountOptions) -> Session:
-    """Return the transport asked for, or the first that can run here."""
+def _mounted_session(operations: Operations, options: MountOptions) -> Session:
+    """Mount through the transport asked for; `auto` takes the first that can."""
     is_root = os.geteuid() == 0
+    if options.transport == "kernel" and not is_root:
+        raise Denied("the kernel transport needs root: use --transport pyfuse3")
     if options.transport == "kernel" or (options.transport == "auto" and is_root):
-        if not is_root:
-            raise Denied("the kernel transport needs root: use --transport pyfuse3")
-        make: Callable[..., Session] = KernelSession
-    elif pyfuse3_session.is_available():
-        make = pyfuse3_session.Pyfuse3Session
-    else:
+        try:
+            return _mount(KernelSession, operations, options)
+        except Denied as error:
+            # Root of a container without CAP_SYS_ADMIN may still have fusermount3.
+            if options.transport == "kernel" or not pyfuse3_session.is_available():
+                raise
+            log.info("mount_kernel_transport_refused error=%s", error)
+    if not pyfuse3_session.is_available():
         raise Denied("pyfuse3 is not installed: pip install 'kvfs[fuse]', or mount as root")
-    return make(
+    return _mount(pyfuse3_session.Pyfuse3Session, operations, options)
+
+
+def _mount(make: Callable[..., Session], operations: Operations, options: MountOptions) -> Session:
+    session = make(
         operations,
         source=options.store,
         allow_other=options.allows_others,
         read_only=options.is_read_only,
     )
+    session.mount(options.mountpoint)
+    return session
 
 
 async def _announce_when_ready(

@@ -38,6 +38,11 @@ LOCK_SUFFIX = b".lock"
 Otherwise flock would let two openers in.
 """
 INLINE_READ_BYTES = 128 * 1024
+MAX_DECODED_BYTES = 1 << 30
+"""Memory for decoded blocks that are open at one time (I8);
+
+Beyond it they are read frame by frame.
+"""
 PROMPT_RELEASE_NS = 50_000_000
 """Without a mapping RELEASE follows the last FLUSH within a millisecond."""
 MAX_COPY_BYTES = 1 << 30
@@ -53,6 +58,7 @@ class OpenFiles:
 
     def __init__(self, state: MountState) -> None:
         self._state = state
+        self._decoded_bytes = 0
 
     # -- create and open
 
@@ -175,13 +181,13 @@ class OpenFiles:
             node.nodeid, is_writer=is_writer, writing=writing, reading=reading
         )
         node.openers += 1
+        # A lock file's bytes change under its inode: neither passed through nor cached.
+        is_lock = reading is not None and reading.view.entry.name.endswith(LOCK_SUFFIX)
         descriptor = None
         if writing is not None and writing.direct >= 0:
             descriptor = writing.direct
-        is_lock = reading is not None and reading.view.entry.name.endswith(LOCK_SUFFIX)
-        if reading is not None and reading.view.size and reading.view.codec is Codec.RAW:
-            # An empty file has no block to point at; a lock file's bytes change under its inode.
-            descriptor = None if is_lock else reading.view.fd
+        elif reading is not None and not is_lock:
+            descriptor = reading.descriptor
         return OpenReply(
             handle.number,
             keep_cache=writing is None and not is_lock,
@@ -197,9 +203,27 @@ class OpenFiles:
             return self._opened(node, is_writer=False, writing=writing)
         reading = node.reading
         if reading is None or not reading.openers or reading.view.entry.inode != node.inode:
-            reading = SharedView(await self._open_view(node))
-            node.reading = reading
+            reading = node.reading = await self._open_reading(node)
         return self._opened(node, is_writer=False, reading=reading)
+
+    async def _open_reading(self, node: Node) -> SharedView:
+        """Open a sealed file;
+
+        A compressed one is decoded once if the kernel can read the result.
+        """
+        reading = SharedView(await self._open_view(node))
+        if reading.view.codec is Codec.RAW or not self._state.has_passthrough:
+            return reading
+        if self._decoded_bytes + reading.view.size > MAX_DECODED_BYTES:
+            return reading  # read frame by frame, through us
+        self._decoded_bytes += reading.view.size
+        try:
+            reading.memory = await self._state.calls.run(reading.view.decode_to_memory_file)
+        except BaseException:
+            self._decoded_bytes -= reading.view.size
+            reading.close()
+            raise
+        return reading
 
     async def _open_view(self, node: Node) -> ReadView:
         if not node.inode:
@@ -431,7 +455,7 @@ class OpenFiles:
         if handle.writing is not None and handle.writing.staging is not None:
             return handle.writing.staging.fd
         if handle.reading is not None:
-            view = handle.reading.view
+            return handle.reading.descriptor
         return view.fd if view is not None and view.codec is Codec.RAW else None
 
     async def sync(self, number: int) -> None:
@@ -475,16 +499,18 @@ class OpenFiles:
             if reading is not None and not reading.openers:
                 if node.reading is reading:
                     node.reading = None
-                await self._close_view(reading.view)
+                await self._close_reading(reading)
         finally:
             node.openers -= 1
             self._state.inodes.release(node)
 
-    async def _close_view(self, view: ReadView) -> None:
-        if os.fstat(view.fd).st_nlink:
-            view.close()
+    async def _close_reading(self, reading: SharedView) -> None:
+        if reading.memory >= 0:
+            self._decoded_bytes -= reading.view.size
+        if os.fstat(reading.view.fd).st_nlink:
+            reading.close()
         else:  # the last close of a removed file frees its blocks: 28 ms for 100 MB
-            await self._state.calls.run(view.close)
+            await self._state.calls.run(reading.close)
 
     async def _release_writer(self, node: Node, handle: Handle, writing: WritingFile) -> None:
         if handle.is_writer and not writing.writers:

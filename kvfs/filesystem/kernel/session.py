@@ -167,8 +167,10 @@ class KernelSession:
             if not length:
                 await trio.lowlevel.wait_readable(self._device)
                 continue
-            request = wire.decode_request(memoryview(buffer)[:length])
-            if request.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+            request = self._decode(memoryview(buffer)[:length])
+            if request is None:
+                pass
+            elif request.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
                 for nodeid, count in wire.decode_forgets(request):
                     self._operations.forget(nodeid, count)
             elif request.opcode is Opcode.INTERRUPT:
@@ -182,6 +184,16 @@ class KernelSession:
             if turns >= TURNS:
                 turns = 0
                 await trio.lowlevel.checkpoint()
+
+    def _decode(self, message: memoryview) -> Request | None:
+        """Return the request; what is none is logged, answered with EIO, and passed over."""
+        try:
+            return wire.decode_request(message)
+        except wire.ProtocolError as error:
+            log.error("kernel_message_refused error=%s", error)
+            if len(message) >= wire.IN_HEADER.size:
+                self._send(wire.encode_error(wire.IN_HEADER.unpack_from(message)[2], errno.EIO))
+            return None
 
     def _receive(self, buffer: bytearray) -> int:
         """Read one message; 0 = none there, -1 = unmounted. Raises: Unavailable."""

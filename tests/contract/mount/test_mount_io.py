@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kvfs.model import Digest
+from kvfs.open_store import open_store
 from tests.mount_fixture import Mounted
 
 pytestmark = pytest.mark.fuse
@@ -202,3 +204,23 @@ def test_an_unnamed_file_appears_whole_when_it_is_linked(mounted: Mounted, bucke
     assert (bucket / "named").read_bytes() == b"whole"
     os.close(fd)
     assert (bucket / "named").read_bytes() == b"whole"
+
+
+def test_a_compressed_block_reads_as_what_was_written(mounted: Mounted, bucket: Path) -> None:
+    path, value = bucket / "cold", b"".join(bytes([n % 251]) * 997 for n in range(3000))
+    path.write_bytes(value)
+    with open_store(mounted.store) as store:
+        store.compress(Digest(bytes.fromhex(os.getxattr(path, "user.kvfs.digest").decode())))
+    assert path.read_bytes() == value
+    with path.open("rb") as file:
+        assert os.pread(file.fileno(), 5000, 1_000_000) == value[1_000_000:1_005_000]
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+            assert mapping[:] == value
+    back = aligned(4 * MIB)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    assert os.readv(fd, [back]) == len(value)
+    os.close(fd)
+    assert back[: len(value)] == value
+    with path.open("r+b") as file:
+        file.write(b"changed")
+    assert path.read_bytes() == b"changed" + value[7:]
