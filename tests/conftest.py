@@ -66,13 +66,9 @@ def _unexpected_warnings_fail(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_stays_mounted() -> Iterator[None]:
-    before = _mount_points()
+def _nothing_stays_mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
-    left = _mount_points() - before
-    assert not left, f"mounted by a test and left behind: {sorted(left)}"
-
-
-def _mount_points() -> set[str]:
+    own = f"{tmp_path_factory.getbasetemp()}/"
     lines = Path("/proc/self/mounts").read_text().splitlines()
-    return {line.split()[1] for line in lines}
+    left = sorted(point for line in lines if (point := line.split()[1]).startswith(own))
+    assert not left, f"mounted by a test and left behind: {left}"
