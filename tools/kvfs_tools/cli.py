@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ls": ("kvfs_tools.object_commands:ls", "List buckets or objects."),
     "stat": ("kvfs_tools.object_commands:stat", "Show all that is known of one object or bucket."),
     "rm": ("kvfs_tools.object_commands:rm", "Remove objects."),
+    "mount": ("kvfs_tools.mount_commands:mount", "Mount a store."),
+    "umount": ("kvfs_tools.mount_commands:umount", "Unmount a store, cleanly."),
     "up": ("kvfs_tools.up:up", "Store, mount and gateway on this machine, until Ctrl-C."),
     "status": ("kvfs_tools.status:status", "Say how a store is, in a few lines."),
     "doctor": ("kvfs_tools.doctor:doctor", "Check this machine and say what to change."),
