@@ -66,7 +66,7 @@ test: lint types
 	$(PYTEST) $(SUITES)
 
 test-engines: install-engines
-	$(PYTEST) tests/engines
+	$(PYTEST) -o faulthandler_timeout=240 tests/engines
 
 soak: install
 	$(PYTEST) --soak -m soak $(SUITES) tests/engines

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import threading
 from concurrent.futures import Future
@@ -144,9 +145,7 @@ def store(request: Request) -> dict[str, Any]:
     kv_cache = kv_cache_of(request)
     for _ in range(request.rounds):
         engine.store(tokens_of(request), kvcaches=kv_cache)
-    # The remote backend works behind the caller; closing waits for it.
-    wait_for_puts(engine)
-    LMCacheEngineBuilder.destroy("test")
+    wait_for_puts(engine)  # the remote backend works behind the caller
     return {"stored": request.chunks * CHUNK_TOKENS, "kv": fingerprint(kv_cache)}
 
 
@@ -168,7 +167,6 @@ def retrieve(request: Request) -> dict[str, Any]:
     tokens = tokens_of(request)
     hit_tokens = engine.lookup(tokens)
     mask = engine.retrieve(tokens, kvcaches=found)
-    LMCacheEngineBuilder.destroy("test")
     return {
         "lookup": int(hit_tokens),
         "retrieved": int(mask.sum()),
@@ -214,9 +212,6 @@ def with_connector(request: Request) -> dict[str, Any]:
                 results.append(None if found is None else fingerprint(found.tensor))
                 if found is not None:
                     found.ref_count_down()
-    wait(connector.close())
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(WAIT_SECONDS)
     return {"results": results, "names": [key.to_string() for key in keys]}
 
 
@@ -240,3 +235,5 @@ ACTIONS = {
 if __name__ == "__main__":
     asked = Request(**json.loads(sys.argv[1]))
     print("RESULT " + json.dumps(ACTIONS[asked.action](asked)), flush=True)
+    # Not closed but left: closing an S3 connector that moved no object waits for itself for ever.
+    os._exit(0)

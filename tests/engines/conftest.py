@@ -1,0 +1,35 @@
+"""One store, one gateway and one mount for all tests of a module of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvfs.config import read_root_credential
+from tests.engines.doors import BUCKET, Gateway, kvfs, mounted, running_gateway
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engines") / "store"
+    kvfs("init", str(path), "--capacity", "4G")
+    kvfs("mkdir", BUCKET, "--store", str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gateway(store: Path) -> Iterator[Gateway]:
+    credential = read_root_credential(store, {})
+    with running_gateway(store, (credential.access_key, credential.secret_key)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mount(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The bucket as the mount shows it."""
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this machine has no /dev/fuse")
+    with mounted(store, tmp_path_factory.mktemp("engines") / "mount") as path:
+        yield path / BUCKET
