@@ -361,7 +361,11 @@ class BlockFiles:
 
 
 def _locked(descriptor: int) -> int:
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

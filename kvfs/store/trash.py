@@ -8,6 +8,7 @@ carry generations and are never used again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from functools import partial
@@ -39,7 +40,9 @@ class Trash:
         """Take over files that a committed transaction put into `trash`."""
         self._waiting.extend(keys)
         if len(self._waiting) >= MAX_WAITING and not self._has_background:
-            self.empty_waiting()
+            # The change is committed: that its files cannot go yet is no failure of it.
+            with contextlib.suppress(KvfsError):
+                self.empty_waiting()
 
     def empty_waiting(self) -> int:
         """Unlink what this process deleted; return the bytes freed.

@@ -135,13 +135,20 @@ class Crew:
         with open_store(root) as store:
             store.create_namespace(BUCKET)
 
-    def start(self, number: int, *, steps: int = 100_000, gate: Path | None = None) -> int:
+    def start(
+        self,
+        number: int,
+        *,
+        steps: int = 100_000,
+        gate: Path | None = None,
+        has_faults: bool = False,
+    ) -> int:
         """Start worker `number`; return its process id."""
         self._seed += 1
         return self._server.start(
             root=str(self.root), number=number, seed=self._seed % 1_000_000, steps=steps,
             log=str(self._logs / f"{number}.log"), keeps=self.keeps,
-            gate=str(gate) if gate else "",
+            gate=str(gate) if gate else "", has_faults=has_faults,
         )  # fmt: skip
 
     def verify(self) -> None:

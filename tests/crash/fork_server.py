@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.crash.workload import run_worker
+from tests.crash.workload import run_among_faults, run_worker
 
 
 def _work(order: dict[str, object]) -> None:
@@ -22,14 +22,12 @@ def _work(order: dict[str, object]) -> None:
     os.dup2(2, 1)
     if order.get("gate"):
         Path(str(order["gate"])).read_bytes()
-    run_worker(
-        Path(str(order["root"])),
-        int(str(order["number"])),
-        int(str(order["seed"])),
-        Path(str(order["log"])),
-        bool(order["keeps"]),
-        int(str(order["steps"])),
-    )
+    root, log = Path(str(order["root"])), Path(str(order["log"]))
+    number, seed, steps = (int(str(order[name])) for name in ("number", "seed", "steps"))
+    if order.get("has_faults"):
+        run_among_faults(root, number, seed, log, steps)
+    else:
+        run_worker(root, number, seed, log, bool(order["keeps"]), steps)
 
 
 def main() -> None:

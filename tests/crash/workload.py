@@ -7,6 +7,7 @@ promised about the name can be held against the store afterwards.
 
 from __future__ import annotations
 
+import os
 import random
 import traceback
 from collections.abc import Callable
@@ -46,12 +47,19 @@ class Worker:
         self._chance = random.Random(seed)
         self._ledger = ledger
         self._keeps = keeps
+        self._refusals: tuple[type[KvfsError], ...] = (
+            NoSpace, NotFound, AlreadyExists, Unavailable,
+        )  # fmt: skip
         self._names = names_of(number)
         self._links = links_of(number)
         namespace = store.find_namespace(BUCKET)
         assert namespace is not None
         self._root = namespace.inode
         self._holds: Effect = {name: self._look(name) for name in (*self._names, *self._links)}
+
+    def expect_any_refusal(self) -> None:
+        """System calls fail from now on: every error of ours is an answer, no other is."""
+        self._refusals = (KvfsError,)
 
     def run(self, steps: int) -> None:
         """Do `steps` operations."""
@@ -63,9 +71,9 @@ class Worker:
         operations = [operation for operation, weight in weighted for _ in range(weight)]
         for _ in range(steps):
             # Full, or a name evicted or expired meanwhile: an answer. Anything else is a fault.
-            with suppress(NoSpace, NotFound, AlreadyExists, Unavailable):
+            with suppress(*self._refusals):
                 self._chance.choice(operations)()
-            self._check_space()
+                self._check_space()
 
     def put(self) -> None:
         name, number = self._name(), draw(self._chance)
@@ -199,4 +207,32 @@ def run_worker(root: Path, number: int, seed: int, log: Path, keeps: bool, steps
     except BaseException as error:
         where = traceback.format_exc() if not isinstance(error, KvfsError) else ""
         ledger.complain(f"worker {number} seed {seed}: {type(error).__name__}: {error} {where}")
+        raise
+
+
+def run_among_faults(root: Path, number: int, seed: int, log: Path, steps: int) -> None:
+    """Work while one system call fails; then the process must have leaked nothing, and the store
+    must be in order and usable, without being opened again."""
+    ledger = Ledger(log)
+    clock = ManualClock(1_700_000_000_000_000_000 + seed * 1_000_000_000)
+    try:
+        store = open_store(root, clock=clock)
+    except KvfsError:
+        return
+    except BaseException as error:
+        ledger.complain(f"open_store: {type(error).__name__}: {traceback.format_exc()}")
+        raise
+    try:
+        with suppress(KvfsError):
+            worker = Worker(store, number, seed, ledger, True)
+            worker.expect_any_refusal()
+            before = len(os.listdir("/proc/self/fd"))
+            worker.run(steps)
+            after = len(os.listdir("/proc/self/fd"))
+            if after != before:
+                ledger.complain(f"{before} descriptors became {after}")
+        with suppress(KvfsError):
+            store.close()
+    except BaseException as error:
+        ledger.complain(f"seed {seed}: {type(error).__name__}: {traceback.format_exc()}")
         raise
