@@ -105,9 +105,9 @@ def open_store(
     """
     root = Path(root)
     format_ = read_format(root)
-    check_file_system(root)
     clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
     try:
+        check_file_system(root)
         epoch = Epoch(root)
     except OSError as error:
         raise _denied(root, error) from error

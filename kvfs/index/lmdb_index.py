@@ -108,8 +108,12 @@ class ReadTransaction:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
         self._bare.abort()
+        if isinstance(error, lmdb.Error):
+            raise StoreDamaged(
+                f"the index cannot be read ({error}): stop every process and run kvfs-fsck --repair"
+            ) from error
 
     def dirent(self, parent: int, piece: bytes) -> tuple[int, int] | None:
         """Return (inode, kind) of one name piece under `parent`."""

@@ -301,10 +301,7 @@ class Publisher:
     def _settle(self, sealed: _Sealed, reserved: int) -> None:
         """Close the file (its flock ends only after the commit) and account for what is left."""
         if sealed.generation is not None and not sealed.is_used:
-            # An interrupt may have hit between the commit and its return: ask the index.
-            with self._context.index.read() as txn:
-                block = txn.block(sealed.digest)
-            sealed.is_used = block is not None and block.generation == sealed.generation
+            sealed.is_used = self._was_committed(sealed)
         if sealed.generation is None:
             self._context.files.discard(sealed.file)
         else:
@@ -316,6 +313,18 @@ class Publisher:
             finally:
                 os.close(sealed.file.descriptor)
         self._space.release(reserved + sealed.moved - (sealed.charged if sealed.is_used else 0))
+
+    def _was_committed(self, sealed: _Sealed) -> bool:
+        """Ask the index: an interrupt, or an error, may have hit after the commit.
+
+        An index that does not answer leaves the file in place for the sweep (I2).
+        """
+        try:
+            with self._context.index.read() as txn:
+                block = txn.block(sealed.digest)
+        except KvfsError:
+            return True
+        return block is not None and block.generation == sealed.generation
 
 
 def _lifetime(options: PutOptions, default_ttl_s: int, now_ns: int) -> tuple[int, int]:

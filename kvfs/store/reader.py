@@ -200,6 +200,9 @@ class Reader:
                 return None
             condemn = partial(self._trust.condemn, row.digest, block)
             view = ReadView(entry, descriptor, block.codec, condemn)
+        except OSError as error:
+            os.close(descriptor)
+            raise os_error(error, "cannot look at a block file") from error
         except BaseException:
             os.close(descriptor)
             raise

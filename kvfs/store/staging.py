@@ -58,8 +58,11 @@ class Staging:
 
     @property
     def size(self) -> int:
-        """Bytes in the file now."""
-        return os.fstat(self.fd).st_size
+        """Bytes in the file now. Raises: Unavailable, Closed."""
+        try:
+            return os.fstat(self.fd).st_size
+        except OSError as error:
+            raise os_error(error, "cannot look at a staging file") from error
 
     @property
     def reserved(self) -> int:
@@ -82,7 +85,11 @@ class Staging:
 
     def write(self, data: bytes | memoryview) -> int:
         """Append at the descriptor's position; return len(data). Raises: NoSpace, Unavailable."""
-        return self.pwrite(data, os.lseek(self.fd, 0, os.SEEK_CUR), moves=True)
+        try:
+            position = os.lseek(self.fd, 0, os.SEEK_CUR)
+        except OSError as error:
+            raise os_error(error, "cannot write a staging file") from error
+        return self.pwrite(data, position, moves=True)
 
     def pwrite(self, data: bytes | memoryview, offset: int, *, moves: bool = False) -> int:
         """Write all of `data` at `offset`; return its length. Raises: NoSpace, Unavailable."""
@@ -94,6 +101,8 @@ class Staging:
         try:
             while view:
                 count = os.write(self.fd, view) if moves else os.pwrite(self.fd, view, offset)
+                if not count:  # POSIX allows it; going on would never end
+                    raise OSError(errno.EIO, "nothing more could be written")
                 view = view[count:]
                 offset += count
         except OSError as error:

@@ -11,6 +11,7 @@ SIGKILL makes nothing suspect while other processes, or the next one, sync in ti
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import struct
@@ -18,7 +19,7 @@ from functools import partial
 
 from kvfs.codec.digest import digest_pieces
 from kvfs.codec.frame import decode_frames, parse_table
-from kvfs.errors import Corrupt
+from kvfs.errors import Corrupt, KvfsError
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import BlockRow, split_key
@@ -57,6 +58,11 @@ class Trust:
 
         Raises: Unavailable (the index could not be written; nothing was served).
         """
+        if self.is_suspect(block):
+            # What counts is what the disk holds: after a failed write-back the page cache still
+            # shows the right bytes, marked clean. Dirty pages are not dropped by this.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         is_good = self.matches(digest, block, salt, descriptor)
         if self._context.is_read_only:
             return is_good
@@ -125,9 +131,17 @@ class Trust:
         """syncfs once and vouch for every row committed before it; return how many that were."""
         with self._context.index.read() as txn:
             counters = txn.counters()
+            self._ranges = read_ranges(txn)  # another process' syncfs may have failed
         if counters.sequence == counters.synced_sequence:
             return 0
-        self._context.files.sync_file_system()
+        try:
+            self._context.files.sync_file_system()
+        except KvfsError:
+            # Reported once: the next syncfs would succeed, and vouch for pages that were dropped.
+            self._context.commit(partial(_doubt, low=counters.synced_sequence))
+            with self._context.index.read() as txn:
+                self._ranges = read_ranges(txn)
+            raise
         self._context.commit(partial(_vouch, sequence=counters.sequence))
         return counters.sequence - counters.synced_sequence
 
@@ -148,9 +162,14 @@ def read_ranges(txn: ReadTransaction) -> list[tuple[int, int]]:
 
 
 def _declare(txn: WriteTransaction) -> int:
+    return _doubt(txn, txn.counters().synced_sequence)
+
+
+def _doubt(txn: WriteTransaction, low: int) -> int:
+    """Suspect every row above `low`; return how many there are at most."""
     counters = txn.counters()
-    low, high = counters.synced_sequence, counters.sequence
-    if low == high:
+    high = counters.sequence
+    if low >= high:
         return 0
     ranges = [*read_ranges(txn), (low, high)]
     while len(ranges) > MAX_RANGES:

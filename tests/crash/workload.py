@@ -7,7 +7,6 @@ promised about the name can be held against the store afterwards.
 
 from __future__ import annotations
 
-import os
 import random
 import traceback
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from kvfs.open_store import open_store
 from kvfs.store.store import Store
 from tests.crash.contents import content, draw, number_of
 from tests.crash.ledger import Effect, Ledger
+from tests.crash.processes import descriptors
 
 BUCKET = b"kv"
 NAMES = 8
@@ -226,9 +226,9 @@ def run_among_faults(root: Path, number: int, seed: int, log: Path, steps: int) 
         with suppress(KvfsError):
             worker = Worker(store, number, seed, ledger, True)
             worker.expect_any_refusal()
-            before = len(os.listdir("/proc/self/fd"))
+            before = descriptors()
             worker.run(steps)
-            after = len(os.listdir("/proc/self/fd"))
+            after = descriptors()
             if after != before:
                 ledger.complain(f"{before} descriptors became {after}")
         with suppress(KvfsError):
