@@ -388,5 +388,5 @@ def test_two_processes_and_a_model_agree_about_every_name_and_byte(worker: Worke
         pass
 
     Machine.worker = worker
-    budget = settings(max_examples=settings().max_examples // 4, stateful_step_count=40)
+    budget = settings(max_examples=settings().max_examples // 2, stateful_step_count=40)
     run_state_machine_as_test(Machine, settings=budget)
