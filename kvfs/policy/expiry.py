@@ -98,6 +98,11 @@ class RuleSet:
             (rule, _glob(rule.namespace), _glob(rule.path), _glob(rule.model)) for rule in rules
         )
 
+    @property
+    def default(self) -> TtlClass:
+        """The class of names that no rule matches."""
+        return self._default
+
     def for_namespace(self, namespace: bytes) -> NamespaceRules:
         """Return the rules that can apply in one namespace: do this once, then classify names."""
         kept: list[_NameRule] = []

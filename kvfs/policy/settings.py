@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from kvfs.engine_keys import Engine
 from kvfs.errors import InvalidArgument
-from kvfs.policy.expiry import BUILTIN_CLASSES, DEFAULT_PRIORITY, HOUR, Rule, RuleSet, TtlClass
+from kvfs.policy.expiry import BUILTIN_CLASSES, DAY, DEFAULT_PRIORITY, HOUR, Rule, RuleSet, TtlClass
 
 FILE_NAME = "lifecycle.toml"
 T = TypeVar("T")
@@ -27,16 +27,21 @@ class LifecycleSettings:
     """Used share of capacity at which eviction starts ..."""
     low_ratio: float = 0.90
     """... and at which it stops: 5 % is what a fast writer fills between two runs."""
-    grace_s: int = 60
+    grace_s: int = 5
     snapshot_every_s: int = 6 * HOUR
     """An index snapshot's age from which a run writes a new one; 0 = never."""
+    recode_s: int = 30
+    """Time a run may spend on compressing cold blocks and making hot ones raw; 0 = never."""
+    scrub_pass_s: int = 14 * DAY
+    """Time in which regular runs read and check every block once; 0 = never."""
 
 
 def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
     """Return the settings of a parsed TOML table. Raises: InvalidArgument."""
     _refuse_unknown(
         table,
-        "high_watermark low_watermark grace_seconds snapshot_every_seconds class rule",
+        "high_watermark low_watermark grace_seconds snapshot_every_seconds recode_seconds "
+        "scrub_pass_seconds class rule",
     )
     classes = {each.name: each for each in BUILTIN_CLASSES}
     for entry in _tables(table, "class"):
@@ -50,10 +55,18 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         low_ratio=_number(table, "low_watermark", standard.low_ratio),
         grace_s=_get(table, "grace_seconds", int, standard.grace_s),
         snapshot_every_s=_get(table, "snapshot_every_seconds", int, standard.snapshot_every_s),
+        recode_s=_get(table, "recode_seconds", int, standard.recode_s),
+        scrub_pass_s=_get(table, "scrub_pass_seconds", int, standard.scrub_pass_s),
     )
     if not 0 < settings.low_ratio <= settings.high_ratio <= 1:
         raise InvalidArgument("watermarks must satisfy 0 < low_watermark <= high_watermark <= 1")
-    if min(settings.grace_s, settings.snapshot_every_s) < 0:
+    times = (
+        settings.grace_s,
+        settings.snapshot_every_s,
+        settings.recode_s,
+        settings.scrub_pass_s,
+    )
+    if min(times) < 0:
         raise InvalidArgument("a number of seconds is negative")
     return settings
 

@@ -40,7 +40,18 @@ class Candidate(NamedTuple):
     """The digest where several names share the block, else b""."""
     block_refs: int = 1
     is_leased: bool = False
+    form: int = 0
+    """How the block is kept: a Form."""
     attributes: Mapping[str, bytes] | None = None
+
+
+class Form(enum.IntEnum):
+    """How a candidate's block is kept, as far as recoding cares."""
+
+    SETTLED = 0
+    """Raw, and not worth compressing (too small, tried before, no block at all)."""
+    RAW = 1
+    COMPRESSED = 2
 
 
 class State(enum.IntEnum):

@@ -5,7 +5,7 @@ old when it is carried out, so each name is judged again inside the transaction 
 gone, touched, prolonged or pinned since, it stays.
 Holds: a transaction ends after TRANSACTION_NS of work (a block's shares are not split unless they
 alone take longer); the lock is left to others in between; files are unlinked
-between transactions, never inside; killed anywhere, trash and orphans are found by the next run.
+behind the transactions, never inside; killed anywhere, trash and orphans are found by the next run.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from kvfs.errors import NotFound
+from kvfs.errors import KvfsError, NotFound
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import InodeRow, pack_u64, unpack_block, unpack_inode
-from kvfs.model import ROOT_NAMESPACE, Kind, NamespaceId, Pin
+from kvfs.model import ROOT_NAMESPACE, Codec, Kind, NamespaceId, Pin
 from kvfs.policy.eviction import Budget, Quota, Reason, Removal
 from kvfs.policy.expiry import clamp_deadline_s
 from kvfs.policy.settings import LifecycleSettings
-from kvfs.policy.survey import Candidate
+from kvfs.policy.survey import Candidate, Form
 from kvfs.store.block_files import sectors
 from kvfs.store.context import StoreContext
 from kvfs.store.objects import TrashKey, drop_inode
+from kvfs.store.recoder import MIN_SIZE
 from kvfs.store.trash import Trash
 
 PAGE_ROWS = 4096
@@ -40,8 +41,7 @@ MAX_ROWS = 64
 """Rows of a transaction at most."""
 PAUSE_SHARE = 2
 """The lock is left alone for this part of the time it was held."""
-UNLINK_BATCH = 64
-"""Files unlinked at once, with one transaction that clears their trash rows."""
+UNLINK_EVERY_S = 0.02
 GROUP_FACTOR = 4
 """A block's shares may stretch a transaction to this many times the time."""
 SLIDING_GRACE_S = 30
@@ -79,7 +79,7 @@ class Walk:
     def __init__(self, context: StoreContext) -> None:
         self._context = context
         self._folders: dict[int, bytes] = {}
-        self._unusual: dict[bytes, tuple[int, int]] = {}
+        self._unusual: dict[bytes, tuple[int, int, Form]] = {}
         self.names: dict[int, bytes] = {}
         """Namespace ids and names, filled while walking."""
 
@@ -113,9 +113,13 @@ class Walk:
                 page = list(islice(txn.rows("blocks", start=start), PAGE_ROWS))
             for digest, raw in page:
                 block = unpack_block(raw)
-                if block.refs > 1 or block.stored != sectors(block.size) or block.is_bad:
-                    stored = 0 if block.is_bad else block.stored
-                    self._unusual[digest] = stored, block.refs
+                if block.is_bad:
+                    self._unusual[digest] = 0, block.refs, Form.SETTLED
+                elif block.codec is not Codec.RAW:
+                    self._unusual[digest] = block.stored, block.refs, Form.COMPRESSED
+                elif block.refs > 1 or block.is_incompressible:
+                    form = Form.SETTLED if block.is_incompressible else Form.RAW
+                    self._unusual[digest] = block.stored, block.refs, form
             if len(page) < PAGE_ROWS:
                 return
             start = page[-1][0] + b"\0"
@@ -124,9 +128,11 @@ class Walk:
         row = unpack_inode(raw)
         if row.kind is not Kind.FILE:
             return None
-        stored, refs = (sectors(row.size), 1) if row.digest else (0, 1)
+        stored, refs, form = (sectors(row.size) if row.digest else 0), 1, Form.SETTLED
         if row.digest in self._unusual:
-            stored, refs = self._unusual[row.digest]
+            stored, refs, form = self._unusual[row.digest]
+        elif row.size >= MIN_SIZE and row.digest:
+            form = Form.RAW
         return Candidate(
             inode,
             row.namespace_id,
@@ -141,6 +147,7 @@ class Walk:
             row.digest if refs > 1 else b"",
             refs,
             row.is_mutable,
+            form,
             row.attributes or None,
         )
 
@@ -206,8 +213,36 @@ class Collector:
         (somebody else has made room).
         """
         outcome = Outcome()
+        stop = threading.Event()
+        unlinker = threading.Thread(
+            target=self._unlink_behind, args=(stop, outcome), name="kvfs-unlink", daemon=True
+        )
+        unlinker.start()
+        try:
+            self._remove_all(removals, now_s, is_enough, outcome)
+        finally:
+            stop.set()
+            unlinker.join()
+        outcome.freed_bytes += self._trash.empty_waiting()
+        return outcome
+
+    def _unlink_behind(self, stop: threading.Event, outcome: Outcome) -> None:
+        """Unlink at the disk's pace while rows go at the index's; alone writes `freed_bytes`."""
+        while not stop.wait(UNLINK_EVERY_S):
+            try:
+                outcome.freed_bytes += self._trash.empty_waiting()
+            except KvfsError:
+                return  # what is left is in the table; the caller's own attempt reports the cause
+
+    def _remove_all(
+        self,
+        removals: Sequence[Removal],
+        now_s: int,
+        is_enough: Callable[[], bool],
+        outcome: Outcome,
+    ) -> None:
         clock = self._context.clock
-        position = waiting = 0
+        position = 0
         while position < len(removals):
             if removals[position].reason is Reason.CAPACITY and is_enough():
                 break
@@ -218,22 +253,15 @@ class Collector:
             )
             held_ns = clock.monotonic_ns() - locked_ns
             position += count
+            self._trash.add(trash)
             outcome.transactions += 1
             if len(outcome.held_ns) < MAX_HELD:
                 outcome.held_ns.append(held_ns)
             for reason, number in done.items():
                 outcome.count(reason, number)
-            self._trash.add(trash)
-            waiting += len(trash)
-            if waiting >= UNLINK_BATCH:
-                outcome.freed_bytes += self._trash.empty_waiting()
-                waiting = 0
-            else:
-                # LMDB's lock is not fair: a writer that waits must get its turn.
-                self._pause.wait(min(held_ns / PAUSE_SHARE, 50e6) / 1e9)
-        outcome.freed_bytes += self._trash.empty_waiting()
+            # LMDB's lock is not fair: a writer that waits must get its turn.
+            self._pause.wait(min(held_ns / PAUSE_SHARE, 50e6) / 1e9)
         outcome.kept = position - sum(outcome.removed.values())
-        return outcome
 
     def empty_trash(self) -> int:
         """Unlink what any process left in the trash; return the bytes freed."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from kvfs.clock import ManualClock
-from kvfs.model import AttributeChange, ObjectPath, Pin, PutOptions
+from kvfs.errors import Corrupt, NotFound
+from kvfs.model import AttributeChange, Codec, ObjectPath, Pin, PutOptions
 from kvfs.open_store import init_store, open_store
 from kvfs.policy.eviction import Reason
 from kvfs.policy.settings import LifecycleSettings, parse_settings
+from kvfs.policy.survey import Form
 from kvfs.store.collection import Collector, Walk
 from kvfs.store.store import Store
 from kvfs.store.timekeeping import Timekeeper
@@ -27,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MONTH = 30 * 86_400
 SIZE = 64 * 1024
 CAPACITY = 100 * SIZE
-SETTINGS = LifecycleSettings(grace_s=0, snapshot_every_s=0)
+SETTINGS = LifecycleSettings(grace_s=0, snapshot_every_s=0, scrub_pass_s=0)
 
 
 @pytest.fixture
@@ -248,6 +252,76 @@ def test_a_misspelt_setting_and_a_missing_store_are_refused(
     (tmp_path / "s" / "lifecycle.toml").write_text("hihg_watermark = 0.9\n")
     assert run(["--store", str(tmp_path / "s")]) is ExitCode.USAGE
     assert "hihg_watermark" in capsys.readouterr().err
+
+
+def bf16_like(count: int) -> bytes:
+    generator = random.Random(3)
+    packed = struct.pack(f"<{count}f", *(generator.gauss(0, 1) for _ in range(count)))
+    lanes = bytearray(2 * count)
+    lanes[0::2], lanes[1::2] = packed[2::4], packed[3::4]
+    return bytes(lanes)
+
+
+def test_cold_blocks_are_compressed_stay_readable_and_become_raw_when_hot_again(
+    store: Store, clock: ManualClock
+) -> None:
+    data = bf16_like(100_000)
+    path = ObjectPath(b"kv", b"cold")
+    store.put(path, data)
+    with store.open_read(path) as held:
+        before = store.usage().resident_bytes
+        clock.advance(2 * 3600)
+        report = collect(store, SETTINGS)
+        assert (report.compressed, report.promoted) == (1, 0)
+        assert before - store.usage().resident_bytes == report.saved_bytes > 0.3 * SIZE * 3
+        assert held.pread(1000, 5000) == data[1000:6000]
+    assert collect(store, SETTINGS).compressed == 0
+    with store.open_read(path) as view:
+        assert view.codec is Codec.FRAMED
+        assert view.pread(123_457, 30_001) == data[123_457 : 123_457 + 30_001]
+    store.flush()
+    report = collect(store, SETTINGS)
+    assert (report.compressed, report.promoted) == (0, 1)
+    with store.open_read(path) as view:
+        assert view.codec is Codec.RAW
+        assert view.read_all() == data
+
+
+def test_noise_is_tried_once_and_left_raw(store: Store, clock: ManualClock) -> None:
+    put(store, "noise")
+    clock.advance(2 * 3600)
+    for _ in range(2):
+        report = collect(store, SETTINGS)
+        assert report.compressed == 0
+    assert [candidate.form for candidate in Walk(store.context)] == [Form.SETTLED]
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_i1_a_flipped_bit_is_found_by_the_check_and_the_name_becomes_a_miss(
+    store: Store, clock: ManualClock, is_compressed: bool
+) -> None:
+    store.put(ObjectPath(b"kv", b"bad"), bf16_like(60_000))
+    put(store, "good")
+    clock.advance(2 * 3600 if is_compressed else 10)
+    settings = LifecycleSettings(grace_s=0, snapshot_every_s=0, scrub_pass_s=600)
+    assert collect(store, settings).compressed == is_compressed
+    with store.context.index.read() as txn:
+        row = txn.inode(store.stat(ObjectPath(b"kv", b"bad")).inode)
+        assert row is not None
+        block = txn.block(row.digest)
+    assert block is not None
+    file = store.path / "blocks" / store.context.files.name(row.digest, block.generation)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.chmod(0o600)
+    file.write_bytes(content)
+    clock.advance(1800)
+    report = collect(store, settings)
+    assert report.bad_blocks == 1
+    assert store.find(ObjectPath(b"kv", b"good")) is not None
+    with pytest.raises((NotFound, Corrupt)):
+        store.get(ObjectPath(b"kv", b"bad"))
 
 
 def test_files_that_no_row_names_are_swept(store: Store) -> None:

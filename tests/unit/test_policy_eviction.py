@@ -58,7 +58,7 @@ def test_i5_pinned_leased_and_just_promised_names_stay_however_short_space_is() 
     names = [
         name(1, pin=Pin.HARD),
         name(2, is_leased=True),
-        name(3, age=30),
+        name(3, age=3),
         name(4, age=2000, pin=Pin.HARD, priority=0),
     ]
     made = plan(names, used=100)

@@ -22,13 +22,14 @@ from typing import NoReturn
 import click
 
 from kvfs.config import read_toml
-from kvfs.errors import KvfsError, NotFound, Unavailable
+from kvfs.errors import KvfsError, NoSpace, NotFound, Unavailable
 from kvfs.model import ObjectPath
 from kvfs.policy.eviction import Budget, Plan, Planner, Reason, Verdict
 from kvfs.policy.settings import FILE_NAME, LifecycleSettings, parse_settings
 from kvfs.store.collection import Collector, Outcome, Walk
 from kvfs.store.housekeeping import SweepReport
 from kvfs.store.rebuild import write_snapshot
+from kvfs.store.recoder import Outcome as Recoded
 from kvfs.store.store import Store
 from kvfs.store.timekeeping import Timekeeper
 from kvfs_tools.command_store import json_option, name_bytes, open_command_store, store_option
@@ -46,6 +47,10 @@ RESERVE_NAME = "gc.reserve"
 RESERVE_LENGTH = 4 << 20
 """Disk space that only a collection on a full disk uses: deleting rows needs new index pages."""
 HOUR = 3600
+LAST_RUN_NAME = "gc.last"
+"""Its modification time is that of the last run; what is due for scrubbing follows from it."""
+MAX_SCRUB_GAP_S = 6 * HOUR
+"""After a longer time without runs the pass takes longer, rather than one run very long."""
 UPLOAD_BATCH, MAX_UPLOADS = 50, 10_000
 """Abandoned uploads dropped at once, and in one run (I8)."""
 
@@ -63,6 +68,12 @@ class Report:
     dead_readers: int = 0
     uploads: int = 0
     """Multipart uploads that nobody continued."""
+    compressed: int = 0
+    promoted: int = 0
+    saved_bytes: int = 0
+    """By compression; negative where blocks became raw again."""
+    scrubbed_bytes: int = 0
+    bad_blocks: int = 0
     has_snapshot: bool = False
     used_after: int = 0
 
@@ -115,10 +126,12 @@ def collect(store: Store, settings: LifecycleSettings) -> Report:
         report.plan.now_s,
         is_enough=lambda: collector.budget(settings).used_bytes <= low,
     )
-    report.trash_bytes += collector.empty_trash()
     while (count := store.expire_uploads(UPLOAD_BATCH)) and report.uploads < MAX_UPLOADS:
         report.uploads += count
     report.sweep = store.sweep()
+    _recode(store, settings, report)
+    report.trash_bytes += collector.empty_trash()
+    _scrub(store, settings, report)
     report.has_snapshot = _snapshot_when_due(store, settings)
     report.used_after = collector.budget(settings).used_bytes
     _ensure_reserve(store.path)
@@ -139,6 +152,46 @@ def _survey(store: Store, settings: LifecycleSettings) -> tuple[Planner, Budget,
     planner = Planner(budget, store.context.now_s() - pending_s, settings.rules, names)
     planner.survey(walk)
     return planner, budget, walk
+
+
+def _recode(store: Store, settings: LifecycleSettings, report: Report) -> None:
+    """Make hot blocks raw, then compress cold ones, until the time is used up."""
+    clock = store.context.clock
+    until_ns = clock.monotonic_ns() + settings.recode_s * 1_000_000_000
+    for inodes, is_cold in ((report.plan.hot, False), (report.plan.cold, True)):
+        for inode in inodes:
+            if clock.monotonic_ns() >= until_ns:
+                return
+            entry = store.stat_inode(inode)
+            if entry is None or not entry.digest:
+                continue
+            try:
+                done = store.compress(entry.digest) if is_cold else store.promote(entry.digest)
+            except NoSpace:
+                return  # no room for the copy: another run, after more has left
+            if done.outcome is Recoded.RECODED:
+                report.compressed += is_cold
+                report.promoted += not is_cold
+                report.saved_bytes += done.saved_bytes
+
+
+def _scrub(store: Store, settings: LifecycleSettings, report: Report) -> None:
+    """Check the share of the blocks that is due since the last run."""
+    if not settings.scrub_pass_s:
+        return
+    marker = store.path / LAST_RUN_NAME
+    now_s = store.context.now_s()
+    try:
+        since_s = now_s - int(marker.stat().st_mtime)
+    except FileNotFoundError:
+        since_s = 0
+    marker.touch(mode=0o600)
+    os.utime(marker, (now_s, now_s))
+    due_ratio = min(max(since_s, 0), MAX_SCRUB_GAP_S) / settings.scrub_pass_s
+    due_bytes = int(store.usage().resident_bytes * min(due_ratio, 1.0))
+    if due_bytes:
+        found = store.scrub(due_bytes)
+        report.scrubbed_bytes, report.bad_blocks = found.checked_bytes, len(found.bad_digests)
 
 
 def _snapshot_when_due(store: Store, settings: LifecycleSettings) -> bool:
@@ -227,6 +280,8 @@ def _print_report(report: Report, is_json: bool) -> ExitCode:
         click.echo(json.dumps(_document(report)))
     else:
         click.echo(_summary(report))
+    if report.bad_blocks:
+        return ExitCode.DAMAGE
     return ExitCode.WARNINGS if report.plan.short_by else ExitCode.OK
 
 
@@ -249,6 +304,11 @@ def _document(report: Report) -> dict[str, object]:
         "staging_files": report.sweep.staging_files,
         "abandoned_uploads": report.uploads,
         "dead_readers": report.dead_readers,
+        "compressed_blocks": report.compressed,
+        "promoted_blocks": report.promoted,
+        "saved_bytes": report.saved_bytes,
+        "scrubbed_bytes": report.scrubbed_bytes,
+        "bad_blocks": report.bad_blocks,
         "index_snapshot": report.has_snapshot,
         "clock_jump_seconds": report.jump_s,
         "capacity_bytes": report.budget.capacity_bytes,
@@ -273,6 +333,13 @@ def _summary(report: Report) -> str:
         f"{report.sweep.staging_files} abandoned files, {report.uploads} abandoned uploads",
         _space(report),
     ]
+    if report.compressed or report.promoted:
+        parts.append(
+            f"{report.compressed} blocks compressed, {report.promoted} raw again, "
+            f"{render_size(report.saved_bytes)} saved"
+        )
+    if report.bad_blocks:
+        parts.append(f"{report.bad_blocks} damaged blocks quarantined")
     if report.jump_s:
         parts.append(f"the clock jumped by {report.jump_s} s: lifetimes moved along")
     if report.plan.short_by:
