@@ -29,6 +29,10 @@ MAX_MOUNT_NAME_LENGTH = 255
 """NAME_MAX: longer segments exist in S3 only; the mount does not show them."""
 
 
+CONTENT_ATTRIBUTES = ("user.s3.checksum", "user.s3.parts")
+"""Prefixes of attributes that vouch for the bytes: whoever writes new bytes drops them."""
+
+
 class Kind(enum.IntEnum):
     """What an inode is."""
 

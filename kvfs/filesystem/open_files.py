@@ -20,6 +20,7 @@ from kvfs.filesystem.mount_state import MountState, attributes_of, os_error
 from kvfs.filesystem.processes import Creator, Verdict, judge
 from kvfs.filesystem.records import Caller, EntryReply, OpenReply
 from kvfs.model import (
+    CONTENT_ATTRIBUTES,
     MAX_MOUNT_NAME_LENGTH,
     ChildName,
     Codec,
@@ -302,7 +303,11 @@ class OpenFiles:
             mode=entry.mode,
             uid=entry.uid,
             gid=entry.gid,
-            attributes=entry.attributes,
+            attributes={
+                name: value
+                for name, value in entry.attributes.items()
+                if not name.startswith(CONTENT_ATTRIBUTES)
+            },
             ttl_s=entry.ttl_s,
             is_sliding=entry.is_sliding,
             ttl_class=entry.ttl_class,

@@ -1,0 +1,177 @@
+"""What one door does to an object, the other shows: bytes, sizes, ETags, checksums, absence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import botocore.exceptions
+import pytest
+
+from kvfs.config import read_root_credential
+from tests.engines.doors import (
+    BUCKET,
+    RUN_CLI,
+    WAIT_SECONDS,
+    Gateway,
+    environment,
+    free_ports,
+    kvfs,
+    mounted,
+    running_gateway,
+)
+
+pytestmark = [pytest.mark.fuse, pytest.mark.s3]
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("doors") / "store"
+    kvfs("init", str(path), "--capacity", "1G")
+    kvfs("mkdir", BUCKET, "--store", str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gateway(store: Path) -> Iterator[Gateway]:
+    credential = read_root_credential(store, {})
+    with running_gateway(store, (credential.access_key, credential.secret_key)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mount(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this machine has no /dev/fuse")
+    with mounted(store, tmp_path_factory.mktemp("doors") / "mount") as path:
+        yield path / BUCKET
+
+
+@pytest.mark.parametrize("length", [0, 1, 4096, MIB + 1, 9 * MIB])
+def test_an_object_put_through_s3_is_that_file_in_the_mount(
+    gateway: Gateway, mount: Path, length: int
+) -> None:
+    data = os.urandom(length)
+    gateway.client().put_object(Bucket=BUCKET, Key=f"dir/s3-{length}", Body=data)
+    assert (mount / f"dir/s3-{length}").read_bytes() == data
+    assert f"s3-{length}" in os.listdir(mount / "dir")
+
+
+@pytest.mark.parametrize("length", [0, 1, 4096, MIB + 1, 9 * MIB])
+def test_a_file_written_in_the_mount_is_that_object_in_s3(
+    gateway: Gateway, mount: Path, length: int
+) -> None:
+    data = os.urandom(length)
+    (mount / f"file-{length}").write_bytes(data)
+    answer = gateway.client().get_object(Bucket=BUCKET, Key=f"file-{length}")
+    assert answer["Body"].read() == data
+    assert answer["ContentLength"] == length
+
+
+def test_an_overwrite_through_the_mount_leaves_no_checksum_of_the_old_bytes(
+    gateway: Gateway, mount: Path
+) -> None:
+    client = gateway.client()
+    for algorithm in ("CRC32", "SHA256"):
+        old, new = os.urandom(MIB), os.urandom(MIB)
+        client.put_object(Bucket=BUCKET, Key="again", Body=old, ChecksumAlgorithm=algorithm)
+        etag = client.head_object(Bucket=BUCKET, Key="again")["ETag"]
+        (mount / "again").write_bytes(new)
+        answer = client.get_object(Bucket=BUCKET, Key="again", ChecksumMode="ENABLED")
+        assert answer["Body"].read() == new
+        assert answer["ETag"] != etag
+
+
+def test_an_overwrite_through_s3_is_seen_by_the_next_open(gateway: Gateway, mount: Path) -> None:
+    client = gateway.client()
+    first, second = os.urandom(MIB), os.urandom(MIB // 2)
+    client.put_object(Bucket=BUCKET, Key="twice", Body=first)
+    with (mount / "twice").open("rb") as held:
+        client.put_object(Bucket=BUCKET, Key="twice", Body=second)
+        assert held.read() == first  # an open file keeps its bytes (I3)
+    assert (mount / "twice").read_bytes() == second
+
+
+def test_a_removal_at_one_door_is_an_absence_at_the_other(gateway: Gateway, mount: Path) -> None:
+    client = gateway.client()
+    client.put_object(Bucket=BUCKET, Key="gone-by-mount", Body=b"x")
+    client.put_object(Bucket=BUCKET, Key="gone-by-s3", Body=b"x")
+    (mount / "gone-by-mount").unlink()
+    client.delete_object(Bucket=BUCKET, Key="gone-by-s3")
+    with pytest.raises(botocore.exceptions.ClientError, match="404"):
+        client.head_object(Bucket=BUCKET, Key="gone-by-mount")
+    assert not (mount / "gone-by-s3").exists()
+
+
+def test_a_rename_in_the_mount_is_a_new_key_in_s3(gateway: Gateway, mount: Path) -> None:
+    data = os.urandom(MIB)
+    (mount / "name.tmp").write_bytes(data)
+    (mount / "name.tmp").rename(mount / "name")
+    client = gateway.client()
+    assert client.get_object(Bucket=BUCKET, Key="name")["Body"].read() == data
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    assert "name.tmp" not in keys
+
+
+def test_i2_a_file_still_being_written_is_at_no_door(gateway: Gateway, mount: Path) -> None:
+    client = gateway.client()
+    with (mount / "slow").open("wb") as file:
+        file.write(os.urandom(MIB))
+        file.flush()
+        with pytest.raises(botocore.exceptions.ClientError, match="404"):
+            client.head_object(Bucket=BUCKET, Key="slow")
+    assert client.head_object(Bucket=BUCKET, Key="slow")["ContentLength"] == MIB
+
+
+def test_the_command_line_sees_what_both_doors_wrote(
+    gateway: Gateway, mount: Path, store: Path
+) -> None:
+    (mount / "cli-mount").write_bytes(b"from the mount")
+    gateway.client().put_object(Bucket=BUCKET, Key="cli-s3", Body=b"from s3")
+    lines = kvfs("ls", "-r", f"{BUCKET}/cli-", "--store", str(store), "--json").splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["cli-mount", "cli-s3"]
+    assert kvfs("get", f"{BUCKET}/cli-s3", "-", "--store", str(store)) == "from s3"
+
+
+def test_up_proves_both_doors_prints_settings_and_ends_clean(tmp_path: Path) -> None:
+    mountpoint, (port, engine_port) = tmp_path / "mnt", free_ports(2)
+    command = [sys.executable, "-c", RUN_CLI, "up", str(tmp_path / "store")]
+    command += ["--mount", str(mountpoint), "--listen", f"127.0.0.1:{port}"]
+    command += ["--engine-listen", f"127.0.0.1:{engine_port}", "--capacity", "1G"]
+    process = subprocess.Popen(
+        command,
+        env={**environment(), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    shown = ""
+    try:
+        for line in process.stdout:
+            shown += line
+            if "until Ctrl-C" in line:
+                break
+        assert "Proof:" in shown, shown
+        assert f's3://127.0.0.1:{engine_port}"' in shown
+        if Path("/dev/fuse").exists():
+            assert os.path.ismount(mountpoint)
+            name = hashlib.sha256(shown.encode()).hexdigest()
+            (mountpoint / BUCKET / name).write_bytes(b"served")
+        process.send_signal(signal.SIGINT)
+        shown += process.stdout.read()
+        assert process.wait(WAIT_SECONDS) == 0, shown
+    finally:
+        process.kill()
+        process.wait(WAIT_SECONDS)
+        process.stdout.close()
+    assert not os.path.ismount(mountpoint)
+    assert "Traceback" not in shown
