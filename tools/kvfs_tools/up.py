@@ -155,6 +155,7 @@ class S3Door:
 
     def __init__(self, doors: Doors) -> None:
         self._bucket = doors.bucket
+        self._url = doors.url
         # Made at run time from a service model: no class that a type checker could see.
         self._client: Any = botocore.session.get_session().create_client(
             "s3",
@@ -171,11 +172,19 @@ class S3Door:
         )
 
     def answers(self) -> bool:
-        """Return whether the gateway serves the bucket."""
+        """Return whether the gateway serves the bucket.
+
+        Raises: Unavailable when something answers there that is not our gateway.
+        """
         try:
             self._client.head_bucket(Bucket=self._bucket)
-        except botocore.exceptions.HTTPClientError:
-            return False
+        except botocore.exceptions.BotoCoreError:
+            return False  # nobody listens yet
+        except botocore.exceptions.ClientError as error:
+            raise Unavailable(
+                f"{self._url} is answered by another server ({error}): stop it, or choose another "
+                "address with --listen"
+            ) from error
         return True
 
     def put(self, key: str, data: bytes) -> None:
@@ -206,8 +215,9 @@ def prove(plan: Plan) -> str:
             block_back = random.token(PROOF_BYTES)
             file.write_bytes(block_back)
             seen.append(block if door.get(key) == block_back else b"")
-    finally:
         door.delete(key)
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise Corrupt(f"The proof failed at the S3 door: {error}") from error
     if any(data != block for data in seen):
         raise Corrupt("The doors showed different bytes for one block; run kvfs-fsck.")
     if plan.has_mount:
