@@ -2,8 +2,8 @@
 
 Owns the translation. The document is kept as an extended attribute of the bucket's directory
 (`user.s3.lifecycle`, so the mount shows it too) and read at each write: the first enabled rule
-whose prefix and tags match gives the object a fixed TTL of so many days. Objects written before the rule
-keep what they had; rules for those stand in the store's own lifecycle.toml.
+whose prefix and tags match gives the object a fixed TTL of so many days. Objects written before
+the rule keep what they had; rules for those stand in the store's own lifecycle.toml.
 
 Holds: a rule that asks for anything this does not do (dates, transitions) is refused, not ignored.
 """
