@@ -28,6 +28,7 @@ from kvfs.errors import (
 from kvfs.format import read_format
 from kvfs_gateway.server.listener import Address, listen, parse_address
 from kvfs_gateway.server.supervisor import Listening, Supervisor
+from kvfs_gateway.server.tls_transport import make_context
 from kvfs_gateway.server.worker import WorkerSettings
 
 DEFAULT_WORKERS = 2
@@ -67,6 +68,8 @@ _EXIT_CODES: dict[type[KvfsError], int] = {
     show_default=True,
     help="md5: every ETag is an MD5, at 0.4 GB/s; auto: of objects up to 256 KiB.",
 )
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key, PEM.")
 @click.option(
     "--access-log", type=click.Choice(["none", "aws", "json"]), default="none", show_default=True
 )
@@ -80,6 +83,8 @@ def command(
     region: str,
     etag: str,
     access_log: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
 ) -> None:
     """Serve a kvfs store as S3."""
     environment = process_environment()
@@ -88,9 +93,14 @@ def command(
         raise click.UsageError("give --store STORE, or set KVFS_STORE")
     if not listen_on and not engine_listen:
         listen_on = ("127.0.0.1:9000",)
+    if (tls_cert is None) is not (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
+    if tls_cert is not None and tls_key is not None:
+        make_context(tls_cert, tls_key)  # refuses a bad pair before anything is started
     read_format(root)
     read_root_credential(root, environment)
-    addresses, listening = _open_listeners(listen_on, engine_listen, workers)
+    scheme = "http" if tls_cert is None else "https"
+    addresses, listening = _open_listeners(listen_on, engine_listen, workers, scheme)
     admin_sockets: list[socket.socket] = []
     if admin_listen:
         address, admin_sockets = listen(parse_address(admin_listen), 1)
@@ -105,6 +115,8 @@ def command(
         access_format=access_log,
         region=region,
         has_md5_etags=etag == "md5",
+        tls_certificate=str(tls_cert or ""),
+        tls_key=str(tls_key or ""),
     )
 
     def on_ready() -> None:
@@ -117,7 +129,7 @@ def command(
 
 
 def _open_listeners(
-    listen_on: tuple[str, ...], engine_listen: tuple[str, ...], workers: int
+    listen_on: tuple[str, ...], engine_listen: tuple[str, ...], workers: int, scheme: str
 ) -> tuple[list[str], list[Listening]]:
     wanted: list[tuple[Address, str]] = [(parse_address(text), "") for text in listen_on]
     for text in engine_listen:
@@ -129,7 +141,7 @@ def _open_listeners(
     for address, bucket in wanted:
         bound, sockets = listen(address, workers)
         listening.append(Listening(sockets, bucket))
-        addresses.append(f"s3 http://{bound}" + (f" bucket {bucket}" if bucket else ""))
+        addresses.append(f"s3 {scheme}://{bound}" + (f" bucket {bucket}" if bucket else ""))
     return addresses, listening
 
 

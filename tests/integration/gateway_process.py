@@ -105,7 +105,7 @@ def running_gateway(
     try:
         lines = _read_until_ready(process)
         watchdog.cancel()
-        addresses = re.findall(r"http://(\S+)", "".join(lines))
+        addresses = re.findall(r"https?://(\S+)", "".join(lines))
         drain.start()
         yield Gateway(process, store, *addresses)
     finally:

@@ -19,7 +19,7 @@ import trio
 
 from kvfs.errors import Denied, InvalidArgument, Unavailable
 from kvfs_gateway.server.connection import Connection, ConnectionSettings
-from kvfs_gateway.server.transport import PlainTransport, Transport
+from kvfs_gateway.server.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -143,17 +143,12 @@ class ConnectionSet:
             scope.cancel()
 
 
-def plain_transport(sock: socket.socket, peer: str) -> Transport:
-    """Wrap a socket without TLS."""
-    return PlainTransport(sock, peer)
-
-
 async def accept_forever(
     listener: socket.socket,
     settings: ConnectionSettings,
     connections: ConnectionSet,
     nursery: trio.Nursery,
-    wrap: WrapTransport = plain_transport,
+    wrap: WrapTransport,
 ) -> None:
     """Accept and serve until cancelled."""
     while True:

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from kvfs_gateway.server.connection import ConnectionSettings, RequestIds
 from kvfs_gateway.server.listener import ConnectionSet, accept_forever, reap_forever
 from kvfs_gateway.server.metrics import WorkerMetrics
 from kvfs_gateway.server.service import Service
+from kvfs_gateway.server.tls_transport import TlsTransport, load_certificate, make_context
+from kvfs_gateway.server.transport import PlainTransport, Transport
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,9 @@ class WorkerSettings:
     access_format: str = "none"
     region: str = "us-east-1"
     has_md5_etags: bool = False
+    tls_certificate: str = ""
+    """ "" = plain HTTP."""
+    tls_key: str = ""
 
     def to_json(self) -> str:
         """Return the form that goes into the worker's argument."""
@@ -84,6 +90,13 @@ class Worker:
         self._access_log = AccessLog(form, service.clock, _write_stdout)
         self._request_ids = RequestIds(int.from_bytes(service.randomness.token(8), "big"))
         self._is_draining = False
+        self._tls: ssl.SSLContext | None = None
+        if settings.tls_certificate:
+            self._tls = make_context(Path(settings.tls_certificate), Path(settings.tls_key))
+
+    def _wrap(self, sock: socket.socket, peer: str) -> Transport:
+        plain = PlainTransport(sock, peer)
+        return plain if self._tls is None else TlsTransport(plain, self._tls)
 
     async def run(self) -> None:
         """Serve until SIGTERM, then answer what was begun and return."""
@@ -98,7 +111,12 @@ class Worker:
                     async with trio.open_nursery() as acceptors:
                         for listener, settings in listeners:
                             acceptors.start_soon(
-                                accept_forever, listener, settings, self._connections, nursery
+                                accept_forever,
+                                listener,
+                                settings,
+                                self._connections,
+                                nursery,
+                                self._wrap,
                             )
                         acceptors.start_soon(
                             reap_forever,
@@ -132,9 +150,12 @@ class Worker:
                 return
 
     def _reload(self) -> None:
-        """Read the credential again; keep the old one when the new one cannot be read."""
+        """Read credential and certificate again; keep the old ones when that fails."""
         try:
             credential = read_root_credential(self._service.store.path, process_environment())
+            if self._tls is not None:
+                files = Path(self._settings.tls_certificate), Path(self._settings.tls_key)
+                load_certificate(self._tls, *files)
         except KvfsError as error:
             log.error("event=reload_failed error=%s", error)
             return
