@@ -25,6 +25,7 @@ _HEAD = re.compile(
     rb"([A-Z]{1,16}) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])\r\n"
     rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
 )
+_LINE = re.compile(r"([^:\r]+):[\t ]*((?:[^\r]*[^\t \r])?)[\t ]*\r\n")
 _DIGITS = re.compile(r"[0-9]{1,19}")
 _SINGLE = frozenset(
     {
@@ -121,10 +122,8 @@ def parse_head(data: bytes) -> Head:
 
 def _parse_headers(block: bytes) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for line in block.decode("latin-1").split("\r\n")[:-1]:
-        name, _, value = line.partition(":")
+    for name, value in _LINE.findall(block.decode("latin-1")):
         name = name.lower()
-        value = value.strip(" \t")
         if name in headers:
             if name in _SINGLE:
                 raise refuse(f"The header {name} occurs twice.")

@@ -206,12 +206,25 @@ def _check_headers(head: Head) -> None:
 
 
 def _choose(head: Head, target: Target, scope: Scope) -> Operation:
-    names = _parameter_names(target)
-    rules = route_table().get((head.method, scope))
+    is_copy = "x-amz-copy-source" in head.headers
+    if not target.query:
+        return _choose_plain(head.method, scope, is_copy)
+    return _choose_rule(head.method, scope, is_copy, _parameter_names(target))
+
+
+@functools.lru_cache(maxsize=64)
+def _choose_plain(method: str, scope: Scope, is_copy: bool) -> Operation:
+    """A request without a query, as nearly all are; refusals are raised anew each time."""
+    return _choose_rule(method, scope, is_copy, {})
+
+
+def _choose_rule(method: str, scope: Scope, is_copy: bool, names: dict[str, str]) -> Operation:
+    rules = route_table().get((method, scope))
     if rules is None:
         raise S3Error("MethodNotAllowed")
     present = {*names, *(f"{n}={v}" for n, v in names.items() if n in _LITERAL)}
-    present |= {name for name in ("x-amz-copy-source",) if name in head.headers}
+    if is_copy:
+        present.add("x-amz-copy-source")
     for rule in rules:
         if not all(need in present for need in rule.needs):
             continue
