@@ -32,9 +32,14 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if config.getoption("--soak") else "bounded")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m soak` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long runs out, visibly, unless --soak was given."""
+    """Leave the long runs out, visibly, unless --soak was given; then those that only go on longer
+    belong to them."""
     if config.getoption("--soak"):
+        for item in items:
+            if "is_soak" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.soak)
         return
     skip = pytest.mark.skip(reason="a long run: give --soak, or run `make soak`")
     for item in items:
