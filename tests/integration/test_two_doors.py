@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import botocore.exceptions
@@ -140,9 +141,28 @@ def test_the_command_line_sees_what_both_doors_wrote(
     assert kvfs("get", f"{BUCKET}/cli-s3", "-", "--store", str(store)) == "from s3"
 
 
-def test_up_proves_both_doors_prints_settings_and_ends_clean(tmp_path: Path) -> None:
-    mountpoint, (port, engine_port) = tmp_path / "mnt", free_ports(2)
-    command = [sys.executable, "-c", RUN_CLI, "up", str(tmp_path / "store")]
+@dataclass
+class Up:
+    """A `kvfs up` that serves."""
+
+    process: subprocess.Popen[str]
+    mountpoint: Path
+    engine_port: int
+    shown: str
+
+    def stop(self) -> int:
+        """Press Ctrl-C; return the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.stdout is not None
+        self.shown += self.process.stdout.read()
+        return self.process.wait(WAIT_SECONDS)
+
+
+@contextlib.contextmanager
+def up(folder: Path) -> Iterator[Up]:
+    """Run `kvfs up` until it says that it serves; nothing of it outlives the block."""
+    mountpoint, (port, engine_port) = folder / "mnt", free_ports(2)
+    command = [sys.executable, "-c", RUN_CLI, "up", str(folder / "store")]
     command += ["--mount", str(mountpoint), "--listen", f"127.0.0.1:{port}"]
     command += ["--engine-listen", f"127.0.0.1:{engine_port}", "--capacity", "1G"]
     process = subprocess.Popen(
@@ -151,7 +171,6 @@ def test_up_proves_both_doors_prints_settings_and_ends_clean(tmp_path: Path) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     assert process.stdout is not None
     shown = ""
@@ -161,17 +180,43 @@ def test_up_proves_both_doors_prints_settings_and_ends_clean(tmp_path: Path) -> 
             if "until Ctrl-C" in line:
                 break
         assert "Proof:" in shown, shown
-        assert f's3://127.0.0.1:{engine_port}"' in shown
-        if Path("/dev/fuse").exists():
-            assert os.path.ismount(mountpoint)
-            name = hashlib.sha256(shown.encode()).hexdigest()
-            (mountpoint / BUCKET / name).write_bytes(b"served")
-        process.send_signal(signal.SIGINT)
-        shown += process.stdout.read()
-        assert process.wait(WAIT_SECONDS) == 0, shown
+        yield Up(process, mountpoint, engine_port, shown)
     finally:
-        process.kill()
-        process.wait(WAIT_SECONDS)
+        process.terminate()
         process.stdout.close()
-    assert not os.path.ismount(mountpoint)
-    assert "Traceback" not in shown
+        try:
+            process.wait(WAIT_SECONDS)
+        finally:
+            kill_parts(folder / "store")
+
+
+def kill_parts(store: Path) -> None:
+    """SIGKILL every process whose command line names the store."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(entry.name)
+            if os.fsencode(store) in (entry / "cmdline").read_bytes() and pid != os.getpid():
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_up_proves_both_doors_prints_settings_and_ends_clean(tmp_path: Path) -> None:
+    with up(tmp_path) as running:
+        assert f's3://127.0.0.1:{running.engine_port}"' in running.shown
+        if Path("/dev/fuse").exists():
+            assert os.path.ismount(running.mountpoint)
+            (running.mountpoint / BUCKET / "file").write_bytes(b"served")
+        assert running.stop() == 0, running.shown
+    assert not os.path.ismount(running.mountpoint)
+    assert "Traceback" not in running.shown
+
+
+def test_up_comes_back_after_everything_was_killed(tmp_path: Path) -> None:
+    with up(tmp_path) as first:
+        if Path("/dev/fuse").exists():
+            (first.mountpoint / BUCKET / "kept").write_bytes(b"kept")
+        kill_parts(tmp_path / "store")
+        first.process.wait(WAIT_SECONDS)
+    with up(tmp_path) as second:
+        if Path("/dev/fuse").exists():
+            assert (second.mountpoint / BUCKET / "kept").read_bytes() == b"kept"
+        assert second.stop() == 0, second.shown

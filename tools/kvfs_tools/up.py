@@ -142,11 +142,12 @@ def _start_gateway(plan: Plan, parts: contextlib.ExitStack) -> Child:
 
 
 def _start_mount(plan: Plan, parts: contextlib.ExitStack) -> Child:
-    os.makedirs(plan.doors.mount, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a mount left dead is there, too, and is recovered
+        os.makedirs(plan.doors.mount)
     arguments = ["mount", str(plan.store), plan.doors.mount, "--foreground"]
     child = start_child("mount", RUN_CLI, arguments)
     parts.callback(stop_child, child)
-    wait_until_ready(child, lambda: os.path.ismount(plan.doors.mount))
+    wait_until_ready(child, lambda: os.path.isdir(plan.doors.directory))
     return child
 
 
