@@ -56,14 +56,25 @@ class Committer:
         nothing but rows. Raises what the operation raises, or Unavailable / IndexFull.
         """
         ticket = _Ticket(operation)
-        self._queue.append(cast("_Ticket[object]", ticket))
-        while not ticket.is_done:
-            with self._leader:
-                if not ticket.is_done:
-                    self._commit_batch()
+        queued = cast("_Ticket[object]", ticket)
+        self._queue.append(queued)
+        try:
+            while not ticket.is_done:
+                with self._leader:
+                    if not ticket.is_done:
+                        self._commit_batch()
+        except BaseException:
+            self._withdraw(queued)
+            raise
         if ticket.error is not None:
             raise ticket.error
         return cast("T", ticket.result)
+
+    def _withdraw(self, ticket: _Ticket[object]) -> None:
+        """An interrupt ended the wait: what nobody waits for must not be committed later."""
+        with self._leader:
+            if not ticket.is_done and ticket in self._queue:
+                self._queue.remove(ticket)
 
     def _commit_batch(self) -> None:
         batch: list[_Ticket[object]] = []

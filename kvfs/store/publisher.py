@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from kvfs.codec.digest import digest_bytes, digest_file
@@ -46,10 +48,14 @@ from kvfs.store.objects import (
 )
 from kvfs.store.row_limits import fit_options
 from kvfs.store.space import Space
+from kvfs.store.staging import Staging
 from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
 
 log = logging.getLogger(__name__)
+
+OVERLAP_FROM = 512 * 1024
+"""Handing the hash to another thread costs about 30 us; 512 KiB take 70 us to hash."""
 
 MAX_ATTEMPTS = 4
 """The live block found before the commit may be gone inside it; then the file is linked."""
@@ -114,32 +120,72 @@ class Publisher:
         self._space = space
         self._trash = trash
         self._trust = trust
+        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvfs-hash")
+        self._is_hashing = threading.Lock()
 
     def publish(
         self,
         staging: Publishable,
         place: Place,
         options: PutOptions,
-        data: bytes | memoryview | None = None,
         also: Also | None = None,
     ) -> Entry:
-        """Make `staging` the object at `place`; see Store.publish.
-
-        data: the very bytes just written to `staging`, where the caller still has them: hashing
-        memory is a third cheaper than mapping the file (140 against 200 us a MiB).
-        """
+        """Make `staging` the object at `place`; see Store.publish."""
         try:
             options = fit_options(options)
             size = staging.size
             staging.ensure(size)
             salt, label = self._prepare(place, options, size)
-            if data is None:
-                digest = self._hash(staging.fd, size, salt)
-            else:
-                digest = digest_bytes(salt, data) if size else NO_DIGEST
+            digest = self._hash(staging.fd, size, salt)
         except BaseException:
             staging.close()
             raise
+        return self._publish_hashed(staging, size, digest, place, options, label, also)
+
+    def put(self, place: Place, data: memoryview, options: PutOptions) -> Entry:
+        """Store `data` at `place`; see Store.put.
+
+        Writing and hashing share the time: memory is hashed while the kernel copies it (and
+        hashing memory is a third cheaper than mapping the file, 140 against 200 us a MiB).
+        """
+        options = fit_options(options)
+        salt, label = self._prepare(place, options, len(data))
+        staging = Staging(self._context.files, self._space, label.namespace_id, len(data))
+        try:
+            digest = self._write_and_hash(staging, data, salt)
+        except BaseException:
+            staging.close()
+            raise
+        return self._publish_hashed(staging, len(data), digest, place, options, label, None)
+
+    def close(self) -> None:
+        """Stop the hashing thread."""
+        self._hasher.shutdown()
+
+    def _write_and_hash(self, staging: Staging, data: memoryview, salt: bytes) -> Digest:
+        if len(data) < OVERLAP_FROM or not self._is_hashing.acquire(blocking=False):
+            staging.write(data)  # nothing to gain, or the cores are busy with other puts
+            return digest_bytes(salt, data) if data else NO_DIGEST
+        try:
+            hashing = self._hasher.submit(digest_bytes, salt, data)
+            try:
+                staging.write(data)
+            finally:
+                digest = hashing.result()
+            return digest
+        finally:
+            self._is_hashing.release()
+
+    def _publish_hashed(
+        self,
+        staging: Publishable,
+        size: int,
+        digest: Digest,
+        place: Place,
+        options: PutOptions,
+        label: BlockLabel,
+        also: Also | None,
+    ) -> Entry:
         file, reserved = staging.take()
         sealed = _Sealed(file, size, digest, label.namespace_id)
         try:

@@ -156,6 +156,7 @@ class Store:
             if self._is_closed:
                 return
             self._is_closed = True
+        self._publisher.close()
         if self._maintenance is not None:
             self._maintenance.stop()
         try:
@@ -326,14 +327,7 @@ class Store:
         self, place: Place, data: bytes | memoryview, options: PutOptions | None = None
     ) -> Entry:
         """Store `data` at `place` (one copy, into the page cache). Raises: as stage and publish."""
-        data = memoryview(data).cast("B")
-        staging = self.stage(size_bytes=len(data))
-        try:
-            staging.write(data)
-        except BaseException:
-            staging.close()
-            raise
-        return self._publisher.publish(staging, place, options or PutOptions(), data)
+        return self._publisher.put(place, memoryview(data).cast("B"), options or PutOptions())
 
     def copy(self, source: Place, target: ObjectPath, options: PutOptions | None = None) -> Entry:
         """Give an object's bytes a second name: a row within a namespace, a byte copy across.
