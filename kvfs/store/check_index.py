@@ -32,6 +32,7 @@ from kvfs.index.schema import (
     unpack_inode,
     unpack_namespace,
 )
+from kvfs.index.upload_rows import uploads
 from kvfs.model import MAX_KEY_LENGTH, ROOT_INODE, Codec, Digest, Kind, NamespaceId
 from kvfs.store.block_files import sectors
 from kvfs.store.findings import Finding, Fix, Severity
@@ -312,8 +313,8 @@ def _blocks(txn: ReadTransaction, sums: _Sums, capacity_bytes: int) -> Iterator[
     yield from _counter(counters, "block_count", blocks)
     yield from _counter(counters, "trash_count", len(trash))
     yield from _counter(counters, "granted", granted)
-    if not txn.count("uploads") and not txn.count("parts"):
-        yield from _counter(counters, "uploading", 0)
+    uploading = sum(row.reserved for _, row in uploads(txn))
+    yield from _counter(counters, "uploading", uploading)
     if counters.next_inode <= sums.last_inode:
         fix = partial(_set_counter, name="next_inode", value=sums.last_inode + 1)
         detail = f"{counters.next_inode}, but inode {sums.last_inode} exists"

@@ -235,7 +235,7 @@ class Publisher:
                 self._link(sealed, label)
         for _ in range(MAX_ATTEMPTS):
             done = self._context.commit(
-                lambda txn: self._insert(txn, sealed, place, options, label.published_ns, also)
+                lambda txn: self._insert(txn, sealed, place, options, label, also)
             )
             if done is not None:
                 entry, trash, sealed.is_used, sealed.moved = done
@@ -263,10 +263,11 @@ class Publisher:
         sealed: _Sealed,
         place: Place,
         options: PutOptions,
-        now_ns: int,
+        label: BlockLabel,
         also: Also | None,
     ) -> tuple[Entry, list[TrashKey], bool, int] | None:
         """The transaction; None = the file must be linked first. All checks precede all changes."""
+        now_ns = label.published_ns
         target = resolve_target(txn, place)
         check_condition(txn, target, options.condition, now_ns // 1_000_000_000)
         namespace = txn.namespace(target.namespace_id)
@@ -287,6 +288,7 @@ class Publisher:
             else:
                 trash = self._insert_block(txn, sealed, block, target.namespace_id)
                 is_used = True
+                self._check_label(txn, sealed, place, label)
         row = self.row(options, sealed.size, sealed.digest, now_ns, namespace.default_ttl_s)
         inode, dropped = add_name(txn, target, row, self._context.files, now_ns)
         return entry_of(inode, row), trash + dropped, is_used, moved
@@ -307,6 +309,7 @@ class Publisher:
         if old is not None:
             refs += old.refs
             if not old.is_bad:
+                self._context.files.clear_label(sealed.digest, old.generation)
                 put_trash(txn, sealed.digest, old)
                 trash = [(sealed.digest, old.generation)]
         else:
@@ -316,6 +319,15 @@ class Publisher:
         txn.put_block(sealed.digest, row)
         self._space.charge(txn, sealed.charged)
         return trash
+
+    def _check_label(
+        self, txn: WriteTransaction, sealed: _Sealed, place: Place, label: BlockLabel
+    ) -> None:
+        """Clear the label if the directory it was written for has moved since."""
+        if isinstance(place, ObjectPath) or sealed.generation is None:
+            return
+        if _label_path(txn, place, label.namespace_id) != label.path:
+            self._context.files.clear_label(sealed.digest, sealed.generation)
 
     @staticmethod
     def row(

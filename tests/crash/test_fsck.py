@@ -188,6 +188,7 @@ DAMAGES: dict[str, tuple[Callable[[Store], Callable[[WriteTransaction], object]]
     "a block from the future": (set_block(sequence=10**6), {"block-sequence"}),
     "resident": (set_counter("resident", 1), {"counter-resident"}),
     "granted": (set_counter("granted", 1), {"counter-granted"}),
+    "uploading": (set_counter("uploading", 1), {"counter-uploading"}),
     "block count": (set_counter("block_count", 0), {"counter-block_count"}),
     "trash count": (set_counter("trash_count", 3), {"counter-trash_count"}),
     "next inode": (set_counter("next_inode", 2), {"counter-next_inode"}),

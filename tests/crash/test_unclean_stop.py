@@ -138,6 +138,17 @@ def test_a_failed_open_leaves_the_store_to_be_opened(root: Path) -> None:
         store.put(KEY, b"x")
 
 
+def test_a_file_replaced_while_in_doubt_keeps_no_name(root: Path) -> None:
+    """A second put of suspect bytes takes a fresh file; the old one's label must not come back."""
+    leave_torn(root)
+    with open_store(root) as store:
+        store.put(ObjectPath(b"kv", b"other"), b"x" * 5000)
+        files = store.context.files
+        labels = [files.read_label(digest, generation) for digest, generation in files.walk()]
+        assert {label.path for label in labels if label is not None} <= {b"", b"other"}
+        assert store.get(KEY) == b"x" * 5000
+
+
 @pytest.mark.root
 @pytest.mark.skipif(bool(missing()), reason=missing() or "usable")
 def test_i1_a_failed_syncfs_puts_in_doubt_what_it_did_not_vouch_for(tmp_path: Path) -> None:
