@@ -141,6 +141,13 @@ def test_the_command_line_sees_what_both_doors_wrote(
     assert kvfs("get", f"{BUCKET}/cli-s3", "-", "--store", str(store)) == "from s3"
 
 
+def test_a_store_where_the_index_cannot_work_is_refused_with_a_reason(mount: Path) -> None:
+    command = [sys.executable, "-c", RUN_CLI, "init", str(mount / "inner")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 10, done.stderr
+    assert "put the store on a local disk" in done.stderr
+
+
 @dataclass
 class Up:
     """A `kvfs up` that serves."""
