@@ -69,7 +69,7 @@ test-engines: install-engines
 	$(PYTEST) -o faulthandler_timeout=240 tests/engines
 
 soak: install
-	$(PYTEST) --soak -m soak $(SUITES) tests/engines
+	$(PYTEST) --soak -m soak -o faulthandler_timeout=0 $(SUITES) tests/engines
 
 bench: install
 	$(BIN)/python -m bench
