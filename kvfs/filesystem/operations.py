@@ -33,7 +33,7 @@ from kvfs.filesystem.records import (
     SpaceReport,
 )
 from kvfs.model import AttributeChange, ChildName, DirectoryChild, Entry, Kind, PutOptions
-from kvfs.store.names import RenameMode
+from kvfs.store.renames import RenameMode
 from kvfs.store.store import Store
 
 RENAME_NOREPLACE = 1

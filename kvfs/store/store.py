@@ -45,7 +45,7 @@ from kvfs.store.epoch import Epoch
 from kvfs.store.findings import CheckReport
 from kvfs.store.housekeeping import Housekeeping, SweepReport
 from kvfs.store.maintenance import Maintenance, Step
-from kvfs.store.names import Names, RenameMode
+from kvfs.store.names import Names
 from kvfs.store.namespaces import Namespaces
 from kvfs.store.objects import TrashKey, add_name, check_condition, resolve_target
 from kvfs.store.part_files import PartWriter
@@ -53,6 +53,7 @@ from kvfs.store.publisher import Publisher
 from kvfs.store.read_view import ReadView
 from kvfs.store.reader import Reader
 from kvfs.store.recoder import Recoder, Recoding
+from kvfs.store.renames import RenameMode, Renames
 from kvfs.store.row_limits import fit_options
 from kvfs.store.scrubber import Scrubber, ScrubReport
 from kvfs.store.space import Space
@@ -93,6 +94,7 @@ class Store:
         self._recoder = Recoder(context, self._space, self._trash, self._trust)
         self._scrubber = Scrubber(context, self._trust)
         self._names = Names(context, self._trash)
+        self._renames = Renames(context, self._trash)
         self._namespaces = Namespaces(context)
         self._uploads = Uploads(context, self._space, self._publisher, self._reader)
         self._maintenance: Maintenance | None = None
@@ -469,10 +471,10 @@ class Store:
         """Move a name, atomically replacing the target. Raises: see Names.rename."""
         entry = self.find(source) if source.parent == ROOT_INODE else None
         if entry is None or not entry.is_directory:
-            self._names.rename(source, target, mode)
+            self._renames.rename(source, target, mode)
             return
         if source.name == target.name or self.is_read_only:
-            self._names.rename(source, target, mode)
+            self._renames.rename(source, target, mode)
             return
         self._rename_namespace(entry.namespace_id, source, target, mode)
 
@@ -486,7 +488,7 @@ class Store:
         for each in touched:
             self._namespaces.rename_saved(each, b"")
         try:
-            self._names.rename(source, target, mode)
+            self._renames.rename(source, target, mode)
         except BaseException:
             touched[namespace_id] = source.name
             if other is not None and other.is_directory:

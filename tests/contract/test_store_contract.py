@@ -43,7 +43,7 @@ from kvfs.model import (
     WriteCondition,
 )
 from kvfs.open_store import init_store, open_store
-from kvfs.store.names import RenameMode
+from kvfs.store.renames import RenameMode
 from kvfs.store.store import Store
 
 CAPACITY = 64 << 20

@@ -16,8 +16,8 @@ import pytest
 from kvfs.errors import KvfsError
 from kvfs.model import ROOT_INODE, ChildName, ObjectPath
 from kvfs.open_store import init_store, open_store
-from kvfs.store.names import RenameMode
 from kvfs.store.rebuild import write_snapshot
+from kvfs.store.renames import RenameMode
 from kvfs.store.store import Store
 from tests.crash.processes import abandon
 

@@ -20,7 +20,7 @@ from kvfs.errors import (
     NotFound,
 )
 from kvfs.model import Pin
-from kvfs.store.names import RenameMode
+from kvfs.store.renames import RenameMode
 
 EXPIRY_GRACE_S = 30
 

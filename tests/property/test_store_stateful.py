@@ -40,8 +40,8 @@ from kvfs.model import (
     WriteCondition,
 )
 from kvfs.open_store import init_store
-from kvfs.store.names import RenameMode
 from kvfs.store.read_view import ReadView
+from kvfs.store.renames import RenameMode
 from tests.property.row_rules import broken_rules
 from tests.property.store_model import Model, Node, holder_of
 from tests.property.store_worker import Actor, Worker
