@@ -167,7 +167,11 @@ class Publisher:
             staging.write(data)  # nothing to gain, or the cores are busy with other puts
             return digest_bytes(salt, data) if data else NO_DIGEST
         try:
-            hashing = self._hasher.submit(digest_bytes, salt, data)
+            try:
+                hashing = self._hasher.submit(digest_bytes, salt, data)
+            except RuntimeError:  # no thread to be had
+                staging.write(data)
+                return digest_bytes(salt, data)
             try:
                 staging.write(data)
             finally:

@@ -52,6 +52,7 @@ FAULTS = {
     "fstat": ["error=EIO"],
     "getdents64": ["error=EIO"],
     "mmap": ["error=ENOMEM", "error=ENODEV"],
+    "clone3": ["error=EAGAIN"],
     "lseek": ["error=EIO"],
     "rename": ["error=ENOSPC", "error=EIO"],
 }
@@ -114,3 +115,10 @@ def test_a_system_call_that_fails_is_our_error_or_a_miss_and_leaks_nothing(
                 raise AssertionError(f"after {fault}: {error}") from error
     assert crew.tally.kills
     print(f"faults={crew.tally.kills} {crew.tally}")
+
+
+def test_a_put_needs_no_thread_where_none_can_be_had(tmp_path: Path, server: ForkServer) -> None:
+    crew = Crew(tmp_path / "store", server, keeps=True, durability=Durability.CACHE, seed=31)
+    fault = Fault("clone3", "error=EAGAIN", 1)
+    assert run_with_fault(crew, fault, tmp_path, steps=150, has_faults=True)
+    crew.verify()
