@@ -244,7 +244,7 @@ def decode_request(message: memoryview) -> Request:
         opcode = Opcode(number)
         layout = LAYOUTS[opcode]
     except (ValueError, KeyError):
-        return Request(number, unique, nodeid, uid, gid, pid)
+        return Request(number, unique, nodeid, uid, gid, pid, data=body)
     if len(body) < layout.fields.size:
         raise ProtocolError(f"{opcode.name} has {len(body)} bytes, needs {layout.fields.size}")
     fields = layout.fields.unpack_from(body)
