@@ -160,6 +160,8 @@ class Handle:
     is_writer: bool
     writing: WritingFile | None = None
     reading: SharedView | None = None
+    text: bytes = b""
+    """What a generated file says; it neither writes nor reads otherwise."""
 
 
 class HandleTable:
@@ -179,8 +181,9 @@ class HandleTable:
         is_writer: bool,
         writing: WritingFile | None = None,
         reading: SharedView | None = None,
+        text: bytes = b"",
     ) -> Handle:
-        handle = Handle(next(self._serial), nodeid, is_writer, writing, reading)
+        handle = Handle(next(self._serial), nodeid, is_writer, writing, reading, text)
         self._handles[handle.number] = handle
         if writing is not None:
             writing.openers += 1

@@ -76,8 +76,14 @@ class InodeTable:
         return len(self._by_nodeid)
 
     def get(self, nodeid: int) -> Node:
-        """Return the node. Raises: OSError ESTALE if the kernel names one that was forgotten."""
+        """Return the node.
+
+        Raises: OSError ESTALE if the kernel names one that was forgotten, EROFS for one of the
+        content view, where only what asks for it by itself may go on.
+        """
         node = self._by_nodeid.get(nodeid)
+        if node is None and nodeid >> 62 == 1:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if node is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return node

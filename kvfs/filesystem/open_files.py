@@ -1,4 +1,4 @@
-"""Opening, creating, reading, writing and closing files: the part of the operations about content.
+"""Opening, creating, truncating and closing files: which bytes an open leads to, what a close does.
 
 Owns the choice of what an open leads to: a view of a sealed file, a private file of its own, or the
 one copy of a lock file. Refuses to know transports.
@@ -14,6 +14,7 @@ import os
 from collections.abc import AsyncIterator
 
 from kvfs.errors import AlreadyExists, KvfsError, NotFound
+from kvfs.filesystem.content_view import ContentView, is_view
 from kvfs.filesystem.handles import Handle, SharedView, WritingFile
 from kvfs.filesystem.inodes import Node
 from kvfs.filesystem.mount_state import MountState, attributes_of, os_error
@@ -38,7 +39,13 @@ LOCK_SUFFIX = b".lock"
 
 Otherwise flock would let two openers in.
 """
-INLINE_READ_BYTES = 128 * 1024
+MAX_DECODED_BYTES = 1 << 30
+"""Memory for decoded blocks that are open at one time (I8);
+
+Beyond it they are read frame by frame.
+"""
+PROMPT_RELEASE_NS = 50_000_000
+"""Without a mapping RELEASE follows the last FLUSH within a millisecond."""
 MAX_DECODED_BYTES = 1 << 30
 """Memory for decoded blocks that are open at one time (I8);
 
@@ -57,8 +64,9 @@ def wants_write(flags: int) -> bool:
 class OpenFiles:
     """Operations on content."""
 
-    def __init__(self, state: MountState) -> None:
+    def __init__(self, state: MountState, view: ContentView) -> None:
         self._state = state
+        self._view = view
         self._decoded_bytes = 0
 
     # -- create and open
@@ -104,6 +112,8 @@ class OpenFiles:
         Raises: OSError ESTALE on the first try to write a published file: the kernel walks the path
         again, finds an alias, and opens that (see pending_names.py).
         """
+        if is_view(nodeid):
+            return await self._open_in_view(nodeid, flags)
         node = self._state.inodes.get(nodeid)
         if not wants_write(flags):
             return await self._open_for_reading(node)
@@ -117,6 +127,20 @@ class OpenFiles:
         if self._state.pending.announce_overwrite(caller.thread, nodeid):
             raise os_error(errno.ESTALE)
         return await self._open_in_place(node, flags, caller)
+
+    async def _open_in_view(self, nodeid: int, flags: int) -> OpenReply:
+        if wants_write(flags):
+            raise os_error(errno.EROFS)
+        digest = self._view.digest(nodeid)
+        if digest is None:
+            handle = self._state.handles.add(nodeid, is_writer=False, text=self._view.text(nodeid))
+            return OpenReply(handle.number, keep_cache=False, is_flushed=False, is_stream=True)
+        view = await self._state.calls.run(self._state.store.open_block, digest)
+        reading = SharedView(view)
+        handle = self._state.handles.add(nodeid, is_writer=False, reading=reading)
+        return OpenReply(
+            handle.number, keep_cache=True, is_flushed=False, descriptor=reading.descriptor
+        )
 
     async def _create_lock_file(self, place: ChildName, mode: int, caller: Caller) -> Entry:
         options = PutOptions(
@@ -350,25 +374,7 @@ class OpenFiles:
             self._state.pending.move_writer(writing, target)
             await self._publish(node, writing)
 
-    # -- content
-
-    async def read(self, number: int, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes at `offset`; short only at the end of the file."""
-        handle = self._state.handles.get(number)
-        if handle.writing is not None:
-            return await self._state.writing.read(handle.writing, offset, length)
-        assert handle.reading is not None, "a handle either writes or reads"
-        view = handle.reading.view
-        if view.codec is Codec.RAW and length <= INLINE_READ_BYTES:
-            return view.pread(offset, length)
-        return await self._state.calls.run(view.pread, offset, length)
-
-    async def write(self, number: int, offset: int, data: bytes | memoryview) -> int:
-        """Write all of `data`."""
-        handle = self._state.handles.get(number)
-        if handle.writing is None or not handle.is_writer:
-            raise os_error(errno.EBADF)
-        return await self._state.writing.write(handle.writing, offset, data)
+    # -- length
 
     async def truncate(self, node: Node, size: int, number: int | None, caller: Caller) -> None:
         """Set the length: of the open private file, or of the published file as a replacement."""
@@ -411,63 +417,6 @@ class OpenFiles:
             writing.openers -= 1
             await self._drop_unused(node, writing)
 
-    async def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2)."""
-        handle = self._state.handles.get(number)
-        if handle.writing is None or not handle.is_writer:
-            raise os_error(errno.EBADF)
-        await self._state.writing.allocate(handle.writing, mode, offset, length)
-
-    async def seek(self, number: int, offset: int, whence: int) -> int:
-        """lseek(2) with SEEK_DATA or SEEK_HOLE."""
-        handle = self._state.handles.get(number)
-        size = self._size(handle)
-        descriptor = self._descriptor(handle)
-        if offset >= size:
-            raise os_error(errno.ENXIO)
-        if descriptor is None:  # compressed: all data, and a hole only at the end
-            return offset if whence == os.SEEK_DATA else size
-        return os.lseek(descriptor, offset, whence)
-
-    async def copy_range(
-        self, source: int, source_offset: int, target: int, offset: int, length: int
-    ) -> int:
-        """copy_file_range(2): the bytes stay in the kernel."""
-        giver, taker = (self._state.handles.get(number) for number in (source, target))
-        if taker.writing is None or not taker.is_writer:
-            raise os_error(errno.EBADF)
-        length = max(0, min(length, self._size(giver) - source_offset, MAX_COPY_BYTES))
-        descriptor = self._descriptor(giver)
-        if descriptor is None:
-            raise os_error(errno.EOPNOTSUPP)  # the caller reads and writes instead
-        if not length:
-            return 0
-        return await self._state.writing.copy_in(
-            taker.writing, descriptor, source_offset, offset, length
-        )
-
-    @staticmethod
-    def _size(handle: Handle) -> int:
-        if handle.writing is not None:
-            return handle.writing.size()
-        assert handle.reading is not None, "a handle either writes or reads"
-        return handle.reading.view.size
-
-    @staticmethod
-    def _descriptor(handle: Handle) -> int | None:
-        """Return a descriptor on the handle's bytes, None where they are compressed."""
-        view = handle.writing.base if handle.writing is not None else None
-        if handle.writing is not None and handle.writing.staging is not None:
-            return handle.writing.staging.fd
-        if handle.reading is not None:
-            return handle.reading.descriptor
-        return view.fd if view is not None and view.codec is Codec.RAW else None
-
-    async def sync(self, number: int) -> None:
-        handle = self._state.handles.get(number)
-        if handle.writing is not None:
-            await self._state.writing.sync(handle.writing)
-
     # -- closing
 
     async def flush(self, number: int, caller: Caller) -> None:
@@ -496,6 +445,10 @@ class OpenFiles:
     async def release(self, number: int) -> None:
         """The last descriptor is gone. What no close published is published now, or dropped."""
         handle = self._state.handles.remove(number)
+        if is_view(handle.nodeid):
+            if handle.reading is not None:
+                await self._close_reading(handle.reading)
+            return
         node = self._state.inodes.get(handle.nodeid)
         try:
             if handle.writing is not None:

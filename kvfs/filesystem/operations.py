@@ -1,8 +1,8 @@
 """Every operation of the mount, once: plain async methods on plain records.
 
-Owns names, directories and attributes; content is in open_files.py. Refuses to know pyfuse3 and the
-kernel's messages: a test calls these methods without a mount. They raise KvfsError and OSError; the
-transport turns both into an errno (errno_map.py).
+Owns names, directories and attributes; opening and closing are in open_files.py, data in
+file_contents.py. Refuses to know pyfuse3 and the kernel's messages: a test calls these methods
+without a mount. They raise KvfsError and OSError; edge.py turns both into an errno.
 Must hold: between two awaits nothing else runs, so a table is read and changed without one between.
 """
 
@@ -16,13 +16,16 @@ from dataclasses import dataclass, field, replace
 from kvfs.aio import BlockingCalls
 from kvfs.clock import Clock
 from kvfs.errors import NotFound
-from kvfs.filesystem import xattrs
+from kvfs.filesystem import content_view, xattrs
+from kvfs.filesystem.content_view import ContentView, is_view
+from kvfs.filesystem.file_contents import FileContents
 from kvfs.filesystem.inodes import Node
 from kvfs.filesystem.mount_state import MountState, os_error
 from kvfs.filesystem.open_files import OpenFiles, check_name
 from kvfs.filesystem.pending_names import Credit, Overwrite
 from kvfs.filesystem.processes import Creator, Processes
 from kvfs.filesystem.records import (
+    ROOT_NODEID,
     SECTOR_BYTES,
     AttributeRequest,
     Attributes,
@@ -76,13 +79,25 @@ class Operations:
         self._state = MountState.build(store, clock, processes, calls, is_read_only=is_read_only)
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
-        self.files = OpenFiles(self._state)
+        self._view = ContentView(store, self._gauges)
+        self.files = OpenFiles(self._state, self._view)
+        self.contents = FileContents(self._state)
+
+    def _gauges(self) -> dict[str, int]:
+        """The mount's own numbers, for status and metrics."""
+        return {
+            "kvfs_mount_inodes": len(self._state.inodes),
+            "kvfs_mount_open_files": len(self._state.handles),
+            "kvfs_mount_open_directories": len(self._directories),
+        }
 
     # -- names
 
     async def lookup(self, parent: int, name: bytes, caller: Caller) -> EntryReply:
         """Resolve one component. Raises: OSError ENOENT, also for what others are still writing."""
         state = self._state
+        if is_view(parent) or (parent == ROOT_NODEID and name == content_view.NAME):
+            return self._view.lookup(parent, name)
         place = ChildName(state.inodes.get(parent).inode, check_name(name))
         # A lookup is how engines ask "is it there?": it counts as an access, and the file will not
         # be evicted before they open it.
@@ -138,7 +153,10 @@ class Operations:
 
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel drops `count` references to `nodeid`."""
-        self._state.inodes.forget(nodeid, count)
+        if is_view(nodeid):
+            self._view.forget(nodeid, count)
+        else:
+            self._state.inodes.forget(nodeid, count)
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> EntryReply:
         state = self._state
@@ -274,6 +292,8 @@ class Operations:
     # -- attributes
 
     async def getattr(self, nodeid: int) -> Attributes:
+        if is_view(nodeid):
+            return self._view.attributes(nodeid)
         return self._state.attributes(self._state.inodes.get(nodeid))
 
     async def setattr(self, nodeid: int, request: AttributeRequest, caller: Caller) -> Attributes:
@@ -307,9 +327,9 @@ class Operations:
     async def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """Return a value. Raises: OSError ENODATA."""
         key = name.decode("utf-8", "surrogateescape")
-        node = self._state.inodes.get(nodeid)
-        if not key.startswith("user."):
+        if is_view(nodeid) or not key.startswith("user."):
             raise os_error(errno.ENODATA)
+        node = self._state.inodes.get(nodeid)
         if key.startswith(xattrs.PREFIX):
             entry = self._state.find_entry(node)
             value = None if entry is None else xattrs.read_virtual(entry, key)
@@ -320,6 +340,8 @@ class Operations:
         return value
 
     async def listxattr(self, nodeid: int) -> list[bytes]:
+        if is_view(nodeid):
+            return []
         node = self._state.inodes.get(nodeid)
         entry = self._state.find_entry(node)
         names = sorted(self._stored_xattrs(node)) if entry is None else xattrs.list_names(entry)
@@ -371,13 +393,16 @@ class Operations:
 
     async def opendir(self, nodeid: int) -> int:
         """Open a directory for listing and return its handle."""
-        node = self._state.inodes.get(nodeid)
-        entry = self._state.entry(node)
-        if not entry.is_directory:
-            raise os_error(errno.ENOTDIR)
+        opened = OpenDirectory(nodeid, nodeid)
+        if not is_view(nodeid):
+            node = self._state.inodes.get(nodeid)
+            entry = self._state.entry(node)
+            if not entry.is_directory:
+                raise os_error(errno.ENOTDIR)
+            opened = OpenDirectory(node.inode, entry.parent or node.inode)
         number = self._next_directory
         self._next_directory += 1
-        self._directories[number] = OpenDirectory(node.inode, entry.parent or node.inode)
+        self._directories[number] = opened
         return number
 
     def readdir(self, number: int, offset: int) -> Iterator[DirectoryRow]:
@@ -386,6 +411,9 @@ class Operations:
         In byte order of the names.
         """
         directory = self._directory(number)
+        if is_view(directory.inode):
+            yield from self._view.rows(directory.inode, offset)
+            return
         if offset < 1:
             directory.page = -1  # rewinddir asks for what is there now
             yield DirectoryRow(b".", directory.inode, Kind.DIRECTORY, 1)
@@ -417,6 +445,8 @@ class Operations:
 
         The caller confirms by `remember`.
         """
+        if is_view(row.inode):
+            return self._view.listed(row)
         entry = self._state.store.stat_inode(row.inode)
         if entry is None:
             return None
@@ -425,6 +455,9 @@ class Operations:
 
     def remember(self, nodeid: int) -> None:
         """A row made by `readdir_entry` was given to the kernel."""
+        if is_view(nodeid):
+            self._view.remember(nodeid)
+            return
         self._state.inodes.remember(self._state.inodes.get(nodeid))
 
     async def releasedir(self, number: int) -> None:

@@ -266,10 +266,10 @@ class Handlers:
         return _opened(opened), _entry(entry)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await _edge(self._operations.files.read(fh, off, size))
+        return await _edge(self._operations.contents.read(fh, off, size))
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await _edge(self._operations.files.write(fh, off, buf))
+        return await _edge(self._operations.contents.write(fh, off, buf))
 
     async def flush(self, fh: int) -> None:
         await _edge(self._operations.files.flush(fh, Caller()))
@@ -278,7 +278,7 @@ class Handlers:
         await _edge(self._operations.files.release(fh))
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await _edge(self._operations.files.sync(fh))
+        await _edge(self._operations.contents.sync(fh))
 
     async def poll(
         self,
@@ -333,4 +333,8 @@ def _attributes(nodeid: int, found: Attributes) -> pyfuse3.EntryAttributes:
 
 
 def _opened(reply: OpenReply) -> pyfuse3.FileInfo:
-    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(reply.handle), keep_cache=reply.keep_cache)
+    return pyfuse3.FileInfo(
+        fh=pyfuse3.FileHandleT(reply.handle),
+        keep_cache=reply.keep_cache,
+        direct_io=reply.is_stream,
+    )

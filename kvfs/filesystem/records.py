@@ -72,6 +72,8 @@ class OpenReply:
     """The bytes behind this nodeid have not changed since pages of it were cached."""
     is_flushed: bool
     """close() must be told to us: something may be published by it."""
+    is_stream: bool = False
+    """Its length is not known before it is read: no page cache, read until the end."""
     descriptor: int | None = None
     """Byte i of this descriptor is byte i of the file, for as long as the handle is open: a
     transport that can may let the kernel read and write it directly. None: only through `read` and

@@ -10,12 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 from kvfs.errors import Corrupt, IsADirectory, NotFound
 from kvfs.index import tree
 from kvfs.index.listing import list_page, read_children
 from kvfs.index.lmdb_index import ReadTransaction
-from kvfs.index.schema import PIECE_LENGTH, BlockRow, InodeRow, NamespaceRow, entry_of
+from kvfs.index.schema import (
+    PIECE_LENGTH,
+    BlockRow,
+    InodeRow,
+    NamespaceRow,
+    entry_of,
+    unpack_block,
+)
 from kvfs.model import (
     ChildName,
     Codec,
@@ -142,6 +150,38 @@ class Reader:
             raise NotFound("the file is gone: look its name up again")
         is_suspect = bool(found[2])
         return None if is_suspect else self._open(inode, *found)
+
+    def open_block(self, digest: Digest) -> ReadView:
+        """Open a block by its digest; see Store.open_block."""
+        with self._index.read() as txn:
+            block = txn.block(digest)
+            namespace = None if block is None else txn.namespace(block.namespace_id)
+        if block is None or namespace is None or block.is_bad:
+            raise NotFound("there is no such block: it was evicted, or never stored")
+        descriptor = self._context.files.open(digest, block.generation)
+        if descriptor is None:
+            raise NotFound("the block was evicted just now")
+        must_check = self._trust.is_suspect(block) or is_always_verified(namespace)
+        try:
+            salt = namespace.salt if must_check else b""
+            if not self._is_good(digest, block, salt, descriptor):
+                raise NotFound("the block failed its check and is served no more")
+            row = InodeRow(Kind.FILE, block.namespace_id, mode=0o400, nlink=block.refs)
+            row.size, row.digest = block.size, digest
+            condemn = partial(self._trust.condemn, digest, block)
+            return ReadView(entry_of(0, row), descriptor, block.codec, condemn)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def list_blocks(self, prefix: bytes, after: bytes, limit: int) -> list[tuple[Digest, int]]:
+        """Return (digest, size) of one page; see Store.list_blocks."""
+        with self._index.read() as txn:
+            start = prefix if not after else after + bytes(1)
+            page = []
+            for key, raw in islice(txn.rows("blocks", prefix, start), limit):
+                page.append((Digest(key), unpack_block(raw).size))
+            return page
 
     def recheck(self, namespace_id: NamespaceId, digest: Digest) -> bool:
         """Hash a block file anew; see Store.recheck."""

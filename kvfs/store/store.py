@@ -5,6 +5,7 @@ Synchronous and thread-safe: LMDB and file calls block anyway, engines' connecto
 one code path gets all the tests (docs/adr/0001). Event loops call through kvfs/aio.py; the lookups
 (find, stat, find_child, stat_inode, list_objects, read_directory) take microseconds and may run
 inline. Any number of processes may have one store open; open it after forking, never before.
+Length: one method for each thing a caller may ask, mostly docstring.
 """
 
 from __future__ import annotations
@@ -281,6 +282,22 @@ class Store:
     def open_inode(self, inode: int) -> ReadView:
         """Open an object's bytes by its inode. Raises: as open_read."""
         return self._reader.open_inode(inode)
+
+    def open_block(self, digest: Digest) -> ReadView:
+        """Open a block by its digest, whatever names it has; for operators, not for tenants (I6).
+
+        Raises: NotFound (also for one that failed its check), Unavailable.
+        """
+        return self._reader.open_block(digest)
+
+    def list_blocks(
+        self, prefix: bytes = b"", *, after: bytes = b"", limit: int = 1000
+    ) -> list[tuple[Digest, int]]:
+        """Return (digest, logical size) of blocks whose digest begins with `prefix`, in order.
+
+        after: exclusive, the last digest of the page before.
+        """
+        return self._reader.list_blocks(prefix, after, limit)
 
     def open_trusted(self, inode: int) -> ReadView | None:
         """Open an object's bytes in microseconds, for an event loop; None = use `open_inode`.

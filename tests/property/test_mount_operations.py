@@ -81,7 +81,7 @@ class Client:
 
     async def write(self, name: bytes, data: bytes, offset: int, flags: int) -> None:
         _, handle = await self.open(name, flags)
-        await self._operations.files.write(handle, offset, data)
+        await self._operations.contents.write(handle, offset, data)
         await self.close(handle)
 
     async def truncate(self, name: bytes, size: int) -> None:
@@ -89,7 +89,7 @@ class Client:
 
     async def read(self, name: bytes) -> bytes:
         _, handle = await self.open(name, os.O_RDONLY)
-        content = await self._operations.files.read(handle, 0, 1 << 20)
+        content = await self._operations.contents.read(handle, 0, 1 << 20)
         await self.close(handle)
         return content
 

@@ -385,17 +385,19 @@ class KernelSession:
         flags = OpenFlag(0) if is_writer else OpenFlag.NOFLUSH
         if backing_id:
             flags |= OpenFlag.PASSTHROUGH
+        elif reply.is_stream:
+            flags |= OpenFlag.DIRECT_IO
         elif reply.keep_cache:
             flags |= OpenFlag.KEEP_CACHE
         return wire.encode_open(reply.handle, flags, backing_id)
 
     async def _read(self, request: Request) -> bytes:
         handle, offset, length = request.fields[:3]
-        return await self._operations.files.read(handle, offset, length)
+        return await self._operations.contents.read(handle, offset, length)
 
     async def _write(self, request: Request) -> bytes:
         handle, offset = request.fields[:2]
-        written = await self._operations.files.write(handle, offset, request.data)
+        written = await self._operations.contents.write(handle, offset, request.data)
         return wire.WRITE_OUT.pack(written, 0)
 
     async def _flush(self, request: Request) -> bytes:
@@ -408,22 +410,22 @@ class KernelSession:
         return b""
 
     async def _fsync(self, request: Request) -> bytes:
-        await self._operations.files.sync(request.fields[0])
+        await self._operations.contents.sync(request.fields[0])
         return b""
 
     async def _fallocate(self, request: Request) -> bytes:
         handle, offset, length, mode, _ = request.fields
-        await self._operations.files.allocate(handle, mode, offset, length)
+        await self._operations.contents.allocate(handle, mode, offset, length)
         return b""
 
     async def _lseek(self, request: Request) -> bytes:
         handle, offset, whence, _ = request.fields
-        found = await self._operations.files.seek(handle, offset, whence)
+        found = await self._operations.contents.seek(handle, offset, whence)
         return wire.LSEEK_OUT.pack(found)
 
     async def _copy_file_range(self, request: Request) -> bytes:
         source, source_offset, _, target, target_offset, length, _ = request.fields
-        copied = await self._operations.files.copy_range(
+        copied = await self._operations.contents.copy_range(
             source, source_offset, target, target_offset, length
         )
         return wire.WRITE_OUT.pack(copied, 0)
