@@ -119,10 +119,7 @@ class InodeTable:
         self._by_inode[inode] = node
 
     def unpair(self, node: Node) -> None:
-        """`node`'s store inode lives on without it:
-
-        A later lookup of that inode makes a new node.
-        """
+        """Part `node` from its store inode: a later lookup of that makes a new node."""
         if self._by_inode.get(node.inode) is node:
             del self._by_inode[node.inode]
 

@@ -383,10 +383,7 @@ def _first_known(group: BaseExceptionGroup) -> BaseException:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m kvfs.filesystem.mount mount|umount|serve ...`;
-
-    `kvfs mount` calls the same functions.
-    """
+    """Run `mount`, `umount` or `serve`; `kvfs mount` calls the same functions."""
     parser = argparse.ArgumentParser(prog="kvfs.filesystem.mount")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("mount", "serve"):

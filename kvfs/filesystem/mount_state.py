@@ -109,10 +109,7 @@ class MountState:
             raise os_error(errno.EROFS)
 
     def find_entry(self, node: Node) -> Entry | None:
-        """Return what the store says of the node now;
-
-        An open removed file as it was, without links.
-        """
+        """Return what the store says of the node; a removed open file as it was, linkless."""
         entry = self.store.stat_inode(node.inode) if node.inode else None
         if entry is None:
             view = self._open_view(node)

@@ -35,26 +35,11 @@ from kvfs.store.read_view import ReadView
 log = logging.getLogger(__name__)
 
 LOCK_SUFFIX = b".lock"
-"""Such files are visible at once and one inode for all:
-
-Otherwise flock would let two openers in.
-"""
+"""Visible at once and one inode for all openers; otherwise flock would let two of them in."""
 MAX_DECODED_BYTES = 1 << 30
-"""Memory for decoded blocks that are open at one time (I8);
-
-Beyond it they are read frame by frame.
-"""
+"""Memory for decoded blocks open at one time (I8); beyond it they are read frame by frame."""
 PROMPT_RELEASE_NS = 50_000_000
 """Without a mapping RELEASE follows the last FLUSH within a millisecond."""
-MAX_DECODED_BYTES = 1 << 30
-"""Memory for decoded blocks that are open at one time (I8);
-
-Beyond it they are read frame by frame.
-"""
-PROMPT_RELEASE_NS = 50_000_000
-"""Without a mapping RELEASE follows the last FLUSH within a millisecond."""
-MAX_COPY_BYTES = 1 << 30
-"""One copy_file_range moves at most this, as the kernel's own limit is 2 GiB."""
 
 
 def wants_write(flags: int) -> bool:
@@ -160,10 +145,7 @@ class OpenFiles:
     async def _create_on_existing(
         self, place: ChildName, entry: Entry, flags: int, caller: Caller
     ) -> tuple[EntryReply, OpenReply]:
-        """The name appeared between the kernel's lookup and its CREATE:
-
-        Open it, as open(2) would.
-        """
+        """Open, as open(2) would, a name that appeared between lookup and CREATE."""
         state = self._state
         if entry.kind is not Kind.FILE:
             raise os_error(errno.EISDIR if entry.is_directory else errno.ELOOP)
@@ -232,10 +214,7 @@ class OpenFiles:
         return self._opened(node, is_writer=False, reading=reading)
 
     async def _open_reading(self, node: Node) -> SharedView:
-        """Open a sealed file;
-
-        A compressed one is decoded once if the kernel can read the result.
-        """
+        """Open a sealed file; decode a compressed one if the kernel can then read it."""
         reading = SharedView(await self._open_view(node))
         if reading.view.codec is Codec.RAW or not self._state.has_passthrough:
             return reading

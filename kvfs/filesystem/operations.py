@@ -185,10 +185,7 @@ class Operations:
         return entry.target
 
     async def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
-        """Remove a name;
-
-        Open files keep their bytes, and one's own unpublished file loses its name.
-        """
+        """Remove a name. Open files keep their bytes; one's own unpublished file loses its name."""
         state = self._state
         state.require_writable()
         place = ChildName(state.inodes.get(parent).inode, name)
@@ -406,10 +403,7 @@ class Operations:
         return number
 
     def readdir(self, number: int, offset: int) -> Iterator[DirectoryRow]:
-        """Yield rows from `offset` on, each page read when it is reached;
-
-        In byte order of the names.
-        """
+        """Yield rows from `offset` on in byte order, each page read when it is reached."""
         directory = self._directory(number)
         if is_view(directory.inode):
             yield from self._view.rows(directory.inode, offset)
@@ -441,10 +435,7 @@ class Operations:
         return directory.rows
 
     def readdir_entry(self, row: DirectoryRow) -> EntryReply | None:
-        """Return the row with attributes, None if it went away;
-
-        The caller confirms by `remember`.
-        """
+        """Return the row with attributes, None if it is gone; the caller confirms by `remember`."""
         if is_view(row.inode):
             return self._view.listed(row)
         entry = self._state.store.stat_inode(row.inode)

@@ -415,7 +415,7 @@ def encode_statfs(
 def encode_dirent(ino: int, next_offset: int, file_type: int, name: bytes) -> bytes:
     """Return struct fuse_dirent with its name, padded.
 
-    File_type: DT_*, the mode's top four bits.
+    file_type: DT_*, the mode's top four bits.
     """
     padding = -(DIRENT.size + len(name)) % 8
     return DIRENT.pack(ino, next_offset, len(name), file_type) + name + bytes(padding)
