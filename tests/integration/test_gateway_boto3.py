@@ -171,7 +171,7 @@ def test_deleting_is_success_twice(client: S3Client, bucket: str) -> None:
 
 
 def test_buckets_are_made_listed_and_deleted_only_when_empty(client: S3Client, bucket: str) -> None:
-    assert code_of(client.create_bucket, Bucket=bucket) == ("BucketAlreadyOwnedByYou", 409)
+    client.create_bucket(Bucket=bucket)  # again: harmless in S3's first region
     assert bucket in [item["Name"] for item in client.list_buckets()["Buckets"]]
     assert not client.get_bucket_location(Bucket=bucket)["LocationConstraint"]
     client.put_object(Bucket=bucket, Key="d/k", Body=b"x")

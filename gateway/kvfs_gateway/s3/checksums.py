@@ -107,10 +107,10 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def decode_checksum(algorithm: Algorithm, text: str) -> bytes:
-    """Return the bytes of a base64 checksum. Raises: S3Error InvalidRequest."""
+    """Return the bytes of a base64 checksum. Raises: S3Error BadDigest."""
     value = decode_base64(text)
     if value is None or len(value) != _LENGTHS[algorithm]:
-        raise S3Error("InvalidRequest", f"Value for {algorithm.header} header is invalid.")
+        raise S3Error("BadDigest", f"Value for {algorithm.header} header is invalid.")
     return value
 
 

@@ -62,7 +62,7 @@ def parse_copy_range(text: str, size: int) -> ByteRange:
         )
     if int(match[2]) >= size:
         raise S3Error(
-            "InvalidArgument", f"Range specified is not valid for source object of size: {size}"
+            "InvalidRange", f"Range specified is not valid for source object of size: {size}"
         )
     return ByteRange(int(match[1]), int(match[2]) - int(match[1]) + 1, size)
 

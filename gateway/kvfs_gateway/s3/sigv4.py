@@ -276,10 +276,10 @@ def _parse_presigned(target: Target, algorithm: bytes) -> tuple[_Claim, int]:
     if not all(fields.values()):
         raise S3Error(code, "A query parameter of the presigned request is missing.")
     expires = fields["Expires"]
-    if not (expires.isascii() and expires.isdigit() and len(expires) < 10):
+    if not (expires.isascii() and expires.removeprefix("-").isdigit() and len(expires) < 10):
         raise S3Error(code, "X-Amz-Expires should be a number")
     if not 1 <= int(expires) <= MAX_EXPIRES_SECONDS:
-        raise S3Error(code, "X-Amz-Expires must be between 1 and 604800 seconds")
+        raise S3Error("AccessDenied", "X-Amz-Expires must be between 1 and 604800 seconds")
     return _claim(fields, fields["Date"], code), int(expires)
 
 

@@ -7,7 +7,6 @@ before anything is expanded), at most 1 MiB, 16 levels and 100,000 elements (I8)
 
 from __future__ import annotations
 
-import datetime
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from xml.parsers import expat
@@ -15,6 +14,7 @@ from xml.parsers import expat
 from botocore.model import ListShape, Shape, StructureShape
 
 from kvfs_gateway.s3.errors import XML_DECLARATION, S3Error, xml_text
+from kvfs_gateway.s3.http_dates import parse_http_date, render_iso_date
 from kvfs_gateway.s3.service_model import s3_operation
 
 MAX_XML_LENGTH = 1024 * 1024
@@ -271,7 +271,8 @@ def _read_boolean(text: str) -> Value:
 
 
 def _read_timestamp(text: str) -> Value:
-    try:
-        return datetime.datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise S3Error("MalformedXML") from None
+    """Dates come in ISO 8601 and as HTTP writes them; both leave as ISO 8601."""
+    seconds = parse_http_date(text.strip())
+    if seconds is None:
+        raise S3Error("MalformedXML")
+    return render_iso_date(seconds * 1_000_000_000)

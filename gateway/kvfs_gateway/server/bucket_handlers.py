@@ -49,7 +49,9 @@ async def create_bucket(call: Call) -> Response:
     try:
         await call.service.write(call.service.store.create_namespace, name)
     except AlreadyExists:
-        raise S3Error("BucketAlreadyOwnedByYou") from None
+        # S3 makes it again without complaint in its first region, and there only.
+        if call.service.region != DEFAULT_REGION:
+            raise S3Error("BucketAlreadyOwnedByYou") from None
     return empty_response(200, [("Location", f"/{name.decode('ascii')}")])
 
 

@@ -14,6 +14,7 @@ from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.routing import MAX_KEY_LENGTH
 from kvfs_gateway.server.bucket_handlers import require_bucket
 from kvfs_gateway.server.error_map import to_s3_error
+from kvfs_gateway.server.object_handlers import DeleteConditions, check_delete
 from kvfs_gateway.server.response import Response, xml_response
 from kvfs_gateway.server.service import Call
 
@@ -63,17 +64,18 @@ def _delete_one(call: Call, item: Mapping[str, xml.Value]) -> None:
         raise S3Error("KeyTooLongError" if key else "InvalidArgument")
     if item.get("VersionId", "null") not in ("null", ""):
         raise S3Error("NoSuchVersion")
-    if "LastModifiedTime" in item or "Size" in item:
-        raise S3Error("NotImplemented", "Only ETag is a condition here.")
     store = call.service.store
     path = ObjectPath(call.route.bucket, key)
-    etag = str(item.get("ETag", "")).strip('"')
-    if etag:
+    conditions = DeleteConditions(
+        str(item.get("ETag", "")).strip('"'),
+        str(item.get("LastModifiedTime", "")),
+        str(item.get("Size", "")),
+    )
+    if conditions != DeleteConditions():
         entry = store.find(path)
         if entry is None:
-            raise S3Error("NoSuchKey")
-        if etag not in ("*", entry.etag):
-            raise S3Error("PreconditionFailed")
+            return
+        check_delete(entry, conditions)
     try:
         store.delete(path)
     except NotFound:

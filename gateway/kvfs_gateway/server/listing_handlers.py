@@ -109,8 +109,6 @@ async def list_objects_v2(call: Call) -> Response:
     """List with continuation tokens."""
     query = _read_query(call)
     token = call.parameter("continuation-token")
-    if call.target.value(b"continuation-token") is not None and not token:
-        raise S3Error("InvalidArgument", "The continuation token provided is incorrect")
     start_after = _value(call, "start-after")
     page = await _page(call, query, decode_token(token) or start_after)
     with_owner = call.parameter("fetch-owner") == "true"
@@ -121,7 +119,7 @@ async def list_objects_v2(call: Call) -> Response:
     ]
     if start_after:
         document["StartAfter"] = query.encode(start_after)
-    if token:
+    if call.target.value(b"continuation-token") is not None:
         document["ContinuationToken"] = token
     if page.is_truncated:
         document["NextContinuationToken"] = encode_token(page.next_after)
@@ -135,6 +133,7 @@ async def list_objects(call: Call) -> Response:
     page = await _page(call, query, marker)
     document = _document(call, query, page)
     document["Marker"] = query.encode(marker)
+    document["Prefix"] = _plain_text(query.prefix)  # botocore decodes it in version 2 only
     document["Contents"] = [_contents(call, query, item, with_owner=True) for item in page.objects]
     if page.is_truncated and query.delimiter:
         document["NextMarker"] = query.encode(page.next_after)

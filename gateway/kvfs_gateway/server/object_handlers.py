@@ -8,6 +8,7 @@ microseconds, a hop to a thread more than that.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 from kvfs.errors import Corrupt, NotFound
 from kvfs.model import Entry, PutOptions, WriteCondition
@@ -21,7 +22,8 @@ from kvfs_gateway.s3.conditions import (
     write_must_be_absent,
 )
 from kvfs_gateway.s3.errors import S3Error
-from kvfs_gateway.s3.ranges import ByteRange, parse_range, unsatisfiable
+from kvfs_gateway.s3.http_dates import parse_http_date
+from kvfs_gateway.s3.ranges import ByteRange, parse_range
 from kvfs_gateway.server.body import MAX_MD5_LENGTH
 from kvfs_gateway.server.bucket_handlers import require_bucket
 from kvfs_gateway.server.lifecycle_handlers import with_lifetime
@@ -220,7 +222,7 @@ def _part_extent(entry: Entry, part: str) -> tuple[ByteRange, int, list[Header]]
         raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000")
     number = int(part[:6])
     if number > max(len(sizes), 1):
-        raise S3Error("InvalidPartNumber", headers=unsatisfiable(entry.size).headers)
+        raise S3Error("InvalidPart")
     counted = [("x-amz-mp-parts-count", str(len(sizes)))] if sizes else []
     if not sizes:
         sizes = [entry.size]
@@ -252,19 +254,43 @@ def bucket_name(call: Call) -> str:
     return call.route.bucket.decode("utf-8", "replace")
 
 
+@dataclass(frozen=True, slots=True)
+class DeleteConditions:
+    """What a delete demands of the present object; "" = nothing."""
+
+    etag: str = ""
+    modified: str = ""
+    """A date in any form that clients send."""
+    size: str = ""
+
+
+def check_delete(entry: Entry, conditions: DeleteConditions) -> None:
+    """Raise PreconditionFailed unless `conditions` hold for `entry`."""
+    holds = conditions.etag in ("", "*", entry.etag)
+    if conditions.modified:
+        wanted = parse_http_date(conditions.modified)
+        holds = holds and wanted == entry.mtime_ns // 1_000_000_000
+    if conditions.size:
+        holds = holds and conditions.size == str(entry.size)
+    if not holds:
+        raise S3Error("PreconditionFailed")
+
+
 async def delete_object(call: Call) -> Response:
     """Remove the object; a key that is not there is success, as S3 has it."""
-    etag = write_if_match(call.head.headers)
+    headers = call.head.headers
+    conditions = DeleteConditions(
+        write_if_match(headers),
+        headers.get("x-amz-if-match-last-modified-time", ""),
+        headers.get("x-amz-if-match-size", ""),
+    )
     store = call.service.store
     entry = store.find(call.path)
     if entry is None:
         if store.find_namespace(call.route.bucket) is None:
             raise miss(call)
-        if etag:
-            raise S3Error("NoSuchKey")
         return empty_response(204)
-    if etag not in ("", "*", entry.etag):
-        raise S3Error("PreconditionFailed")
+    check_delete(entry, conditions)
     with contextlib.suppress(NotFound):  # a racing delete was first: the outcome is the same
         await call.service.write(store.delete, call.path)
     return empty_response(204)

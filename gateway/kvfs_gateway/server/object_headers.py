@@ -73,7 +73,7 @@ def read_attributes(headers: Mapping[str, str]) -> dict[str, bytes]:
 
 def _without_aws_chunked(value: str) -> str:
     codings = [coding.strip() for coding in value.split(",")]
-    return ",".join(coding for coding in codings if coding and coding.lower() != "aws-chunked")
+    return ", ".join(coding for coding in codings if coding and coding.lower() != "aws-chunked")
 
 
 def checksum_attributes(
@@ -167,7 +167,7 @@ def parse_tagging_header(text: str) -> Tags:
     """Return the tags of x-amz-tagging, which is written like a query. Raises: S3Error."""
     try:
         pairs = urllib.parse.parse_qsl(
-            text, keep_blank_values=True, strict_parsing=True, max_num_fields=64, errors="strict"
+            text, keep_blank_values=True, max_num_fields=64, errors="strict"
         )
     except ValueError:
         raise S3Error("InvalidArgument", "The x-amz-tagging header is malformed.") from None
@@ -175,9 +175,9 @@ def parse_tagging_header(text: str) -> Tags:
 
 
 def check_tags(tags: Tags) -> Tags:
-    """Return `tags` if S3 would take them. Raises: S3Error InvalidTag, BadRequest."""
+    """Return `tags` if S3 would take them. Raises: S3Error InvalidTag."""
     if len(tags) > MAX_TAGS:
-        raise S3Error("BadRequest", "Object tags cannot be greater than 10")
+        raise S3Error("InvalidTag", "Object tags cannot be greater than 10")
     if len({key for key, _ in tags}) != len(tags):
         raise S3Error("InvalidTag", "Cannot provide multiple Tags with the same key")
     for key, value in tags:
