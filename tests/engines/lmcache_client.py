@@ -38,7 +38,9 @@ class Request:
     """What the test asks for; the defaults are a 1 MiB chunk of a small model."""
 
     action: str
-    remote_url: str
+    remote_url: str = ""
+    config_file: str = ""
+    """LMCache's own settings file, read by LMCache itself in place of the fields here."""
     extra_config: dict[str, Any] = field(default_factory=dict)
     model: str = "meta-llama/Llama-3.1-8B"
     layers: int = 4
@@ -85,6 +87,10 @@ class TensorConnector(MockGPUConnector):
 
 
 def engine_config(request: Request) -> LMCacheEngineConfig:
+    if request.config_file:
+        config = LMCacheEngineConfig.from_file(request.config_file)
+        config.local_cpu, config.max_local_cpu_size = False, 0.5  # nothing comes from memory
+        return config
     return LMCacheEngineConfig.from_defaults(
         chunk_size=CHUNK_TOKENS,
         local_cpu=False,
@@ -150,14 +156,16 @@ def store(request: Request) -> dict[str, Any]:
 
 
 def wait_for_puts(engine: LMCacheEngine) -> None:
-    """Wait until the remote backend has no put in flight (it keeps a set of them)."""
-    backend = engine.storage_manager.storage_backends["RemoteBackend"]
+    """Wait until no remote backend has a put in flight (each keeps a set of them)."""
+    backends = engine.storage_manager.storage_backends
+    remote = [backends[name] for name in backends if name.startswith("RemoteBackend")]
+    assert remote, f"LMCache made no remote backend of these settings: {list(backends)}"
     turn = threading.Event()
     for _ in range(int(WAIT_SECONDS / 0.02)):
-        if not backend.put_tasks:
+        if not any(backend.put_tasks for backend in remote):
             return
         turn.wait(0.02)
-    raise TimeoutError(f"{len(backend.put_tasks)} puts are still in flight")
+    raise TimeoutError("puts are still in flight")
 
 
 def retrieve(request: Request) -> dict[str, Any]:

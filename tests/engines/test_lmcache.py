@@ -145,5 +145,21 @@ def test_equal_chunks_under_two_names_are_stored_once(
     assert block_count(store) == before + 1
 
 
+@pytest.mark.parametrize("engine", ["lmcache", "lmcache-fs"])
+def test_the_settings_that_env_prints_work_as_they_are(
+    engine: str, store: Path, gateway: Gateway, mount: Path, tmp_path: Path
+) -> None:
+    arguments = ["--store", str(store), "--mount", str(mount.parent), "--bucket", BUCKET]
+    arguments += ["--listen", gateway.url.removeprefix("http://")]
+    arguments += ["--engine-listen", gateway.engine_address]
+    file = tmp_path / "lmcache.yaml"
+    file.write_text(kvfs("env", engine, *arguments))
+    request = {"config_file": str(file), "seed": 5, "model": f"test/env-{engine}"}
+    stored = lmcache(action="store", **request)
+    found = lmcache(action="retrieve", **request)
+    assert found["retrieved"] == stored["stored"]
+    assert found["equal"]
+
+
 def block_count(store: Path) -> int:
     return int(json.loads(kvfs("status", "--store", str(store), "--json"))["blocks"])
