@@ -53,6 +53,8 @@ from kvfs_gateway.server.response import Header, Response, empty_response, xml_r
 from kvfs_gateway.server.service import Call
 
 MAX_LISTED = 1000
+MAX_KEPT_CHECKSUMS = 256
+"""Parts' checksums are kept up to here: 16 KiB of an object's 64 KiB of attributes."""
 COPY_PIECE = 1024 * 1024
 
 _UPLOAD_PREFIX = "user.s3.upload."
@@ -193,8 +195,17 @@ def _final_options(call: Call, info: UploadInfo, parts: Sequence[PartInfo]) -> P
         name: value for name, value in begun.items() if not name.startswith(_UPLOAD_PREFIX)
     }
     attributes.update(_object_checksum(call, begun, parts))
-    attributes[PARTS] = ",".join(str(part.size) for part in parts).encode()
+    attributes[PARTS] = _part_list(begun, parts)
     return replace(info.options, attributes=attributes, etag=_object_etag(parts))
+
+
+def _part_list(begun: Mapping[str, bytes], parts: Sequence[PartInfo]) -> bytes:
+    """Return the parts' sizes, with their checksums where there are few enough to be kept."""
+    algorithm = _common_algorithm(begun, parts) if len(parts) <= MAX_KEPT_CHECKSUMS else None
+    if algorithm is None:
+        return ",".join(str(part.size) for part in parts).encode()
+    name = CHECKSUM_PREFIX + algorithm.value
+    return ",".join(f"{part.size}:{part.attributes[name].decode()}" for part in parts).encode()
 
 
 def _object_etag(parts: Sequence[PartInfo]) -> str:

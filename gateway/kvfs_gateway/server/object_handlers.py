@@ -33,8 +33,9 @@ from kvfs_gateway.server.object_headers import (
     checksum_attributes,
     object_headers,
     read_attributes,
+    stored_checksum,
 )
-from kvfs_gateway.server.response import Header, Response, empty_response
+from kvfs_gateway.server.response import Header, Response, clean, empty_response
 from kvfs_gateway.server.service import Call
 
 SLOW_WRITE_NS = 10_000_000
@@ -217,13 +218,18 @@ def _extent(call: Call, entry: Entry) -> tuple[ByteRange, int, list[Header]]:
 
 
 def _part_extent(entry: Entry, part: str) -> tuple[ByteRange, int, list[Header]]:
-    sizes = part_sizes(entry)
+    listed = part_list(entry)
+    sizes = [size for size, _ in listed]
     if not (part.isascii() and part.isdigit() and 1 <= int(part[:6]) <= 10_000):
         raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000")
     number = int(part[:6])
     if number > max(len(sizes), 1):
         raise S3Error("InvalidPart")
     counted = [("x-amz-mp-parts-count", str(len(sizes)))] if sizes else []
+    checksum = stored_checksum(entry.attributes)
+    if listed and listed[number - 1][1] and checksum is not None:
+        counted.append((checksum[0].header, listed[number - 1][1]))
+        counted.append(("x-amz-checksum-type", checksum[2]))
     if not sizes:
         sizes = [entry.size]
     extent = ByteRange(sum(sizes[: number - 1]), sizes[number - 1], entry.size)
@@ -232,14 +238,17 @@ def _part_extent(entry: Entry, part: str) -> tuple[ByteRange, int, list[Header]]
     return extent, 206, [*counted, ("Content-Range", extent.content_range)]
 
 
-def part_sizes(entry: Entry) -> list[int]:
-    """Return the sizes of the parts an object was uploaded in; [] for a single PUT."""
-    stored = entry.attributes.get(PARTS, b"")
-    try:
-        sizes = [int(size) for size in stored.split(b",")] if stored else []
-    except ValueError:
-        return []
-    return sizes if sum(sizes) == entry.size else []  # somebody else changed the file or the list
+def part_list(entry: Entry) -> list[tuple[int, str]]:
+    """Return (size, checksum or "") of the parts an object was uploaded in; [] for a single PUT."""
+    stored = entry.attributes.get(PARTS, b"").decode("latin-1")
+    parts = []
+    for item in stored.split(",") if stored else ():
+        size, _, checksum = item.partition(":")
+        if not (size.isascii() and size.isdigit() and len(size) < 16):
+            return []
+        parts.append((int(size), clean(checksum)))
+    # Somebody else may have changed the file or the list.
+    return parts if sum(size for size, _ in parts) == entry.size else []
 
 
 def miss(call: Call) -> S3Error:

@@ -14,7 +14,7 @@ from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import render_http_date
 from kvfs_gateway.server.bucket_handlers import read_document
-from kvfs_gateway.server.object_handlers import miss, part_sizes
+from kvfs_gateway.server.object_handlers import miss, part_list
 from kvfs_gateway.server.object_headers import (
     STORAGE_CLASS,
     TAG_PREFIX,
@@ -103,19 +103,24 @@ def _checksum(entry: Entry) -> Document:
 
 
 def _parts(call: Call, entry: Entry) -> Document:
-    sizes = part_sizes(entry)
-    if not sizes:
+    listed = part_list(entry)
+    if not listed:
         return {}
+    checksum = stored_checksum(entry.attributes)
+    field = checksum[0].field if checksum is not None else ""
     limit = _number(call, "x-amz-max-parts", MAX_LISTED_PARTS)
     marker = _number(call, "x-amz-part-number-marker", 0)
-    page = list(enumerate(sizes, start=1))[marker : marker + min(limit, MAX_LISTED_PARTS)]
+    page = list(enumerate(listed, start=1))[marker : marker + min(limit, MAX_LISTED_PARTS)]
     return {
-        "TotalPartsCount": len(sizes),
+        "TotalPartsCount": len(listed),
         "PartNumberMarker": marker,
         "NextPartNumberMarker": page[-1][0] if page else 0,
         "MaxParts": limit,
-        "IsTruncated": marker + len(page) < len(sizes),
-        "Parts": [{"PartNumber": number, "Size": size} for number, size in page],
+        "IsTruncated": marker + len(page) < len(listed),
+        "Parts": [
+            {"PartNumber": number, "Size": size, **({field: value} if field and value else {})}
+            for number, (size, value) in page
+        ],
     }
 
 
