@@ -222,7 +222,9 @@ class Writing:
 
         is_direct: the kernel may write to it by itself.
         """
-        writing.staging = await self._in_thread(self._store.stage, writing.namespace_id)
+        # On the loop: without a size nothing is reserved yet, and opening O_TMPFILE costs less than
+        # the way to a thread.
+        writing.staging = self._store.stage(writing.namespace_id)
         writing.is_changed = True
         if is_direct:
             writing.direct = os.dup(writing.staging.fd)
