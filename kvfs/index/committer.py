@@ -94,6 +94,11 @@ class Committer:
                 ticket.is_done = True
 
     def _run(self, batch: list[_Ticket[object]]) -> None:
+        if len(batch) == 1:  # the usual case: an error undoes the transaction, and that is all
+            batch[0].error = None
+            batch[0].result = self._index.write(batch[0].operation)
+            return
+
         def work(transaction: WriteTransaction) -> None:
             for ticket in batch:
                 ticket.error = None

@@ -23,7 +23,7 @@ from kvfs.codec.digest import digest_bytes, digest_file
 from kvfs.errors import KvfsError, NamespaceNotFound, NotFound, Unavailable
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
-from kvfs.index.schema import BlockRow, InodeRow, end_of_life, entry_of
+from kvfs.index.schema import BlockRow, InodeRow, end_of_life, entry_of, split_key
 from kvfs.model import (
     MAX_KEY_LENGTH,
     NO_DIGEST,
@@ -36,6 +36,7 @@ from kvfs.model import (
     ObjectPath,
     Place,
     PutOptions,
+    WriteCondition,
 )
 from kvfs.store.block_files import BlockLabel, StagingFile, os_error, sectors
 from kvfs.store.context import StoreContext
@@ -43,6 +44,7 @@ from kvfs.store.objects import (
     TrashKey,
     add_name,
     check_condition,
+    find_namespace,
     put_trash,
     resolve_target,
 )
@@ -203,15 +205,20 @@ class Publisher:
         """Refuse early what the transaction would refuse; return the salt and the label."""
         now_ns = self._context.clock.now_ns()
         with self._context.index.read() as txn:
-            target = resolve_target(txn, place)
-            check_condition(txn, target, options.condition, now_ns // 1_000_000_000)
-            namespace = txn.namespace(target.namespace_id)
+            if isinstance(place, ObjectPath) and options.condition == WriteCondition():
+                split_key(place.key)  # nothing else can refuse it before the transaction
+                namespace_id, _ = find_namespace(txn, place.namespace)
+            else:
+                target = resolve_target(txn, place)
+                check_condition(txn, target, options.condition, now_ns // 1_000_000_000)
+                namespace_id = target.namespace_id
+            namespace = txn.namespace(namespace_id)
             if namespace is None:
                 raise NamespaceNotFound("the bucket was deleted meanwhile: create it again")
-            path = _label_path(txn, place, target.namespace_id)
+            path = _label_path(txn, place, namespace_id)
         ttl_s, expires_at_s = _lifetime(options, namespace.default_ttl_s, now_ns)
         label = BlockLabel(
-            target.namespace_id, now_ns, options.mtime_ns or now_ns, size, Codec.RAW,
+            namespace_id, now_ns, options.mtime_ns or now_ns, size, Codec.RAW,
             options.mode & 0o7777, options.uid, options.gid, options.priority,
             options.pin, expires_at_s, ttl_s, options.ttl_class, options.is_sliding,
             options.etag, path,
