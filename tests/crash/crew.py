@@ -96,6 +96,8 @@ class Tally:
     acknowledged: int = 0
     names_checked: int = 0
     hashed: int = 0
+    forgotten: int = 0
+    """Names whose acknowledged content was a miss; only a power cut at `cache` may cause one."""
 
 
 def _is_fault(complaint: str) -> bool:
@@ -198,5 +200,6 @@ class Crew:
             if self._may_forget:
                 allowed = allowed | {None} | self._promises.ever_held.get(name, set())
             assert held in allowed, f"{name} holds {held}, not one of {allowed}"
+            self.tally.forgotten += held is None and None not in may_hold
             self._promises.settle(name, held)
             self.tally.names_checked += 1
