@@ -17,6 +17,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 LABEL_NAME = "user.kvfs.block"
 _LABEL = struct.Struct("<BIQQQIIIBBIIHBBB")
 _LABEL_VERSION = 1
+
+
+_COMMITTED = 0o600
+_PENDING = _COMMITTED | stat.S_ISVTX
 
 
 def sectors(length: int) -> int:
@@ -264,6 +269,32 @@ class BlockFiles:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise os_error(error, "cannot label a block file") from error
+
+    @staticmethod
+    def mark_pending(descriptor: int) -> None:
+        """Say that no row names the file yet: its label is a wish that a rebuild must not grant.
+
+        The sticky bit, which means nothing on a file: 2 us, and clearing it cannot race with
+        whoever clears the label. Raises: Unavailable, Denied.
+        """
+        try:
+            os.fchmod(descriptor, _PENDING)
+        except OSError as error:
+            raise os_error(error, "cannot mark a block file") from error
+
+    @staticmethod
+    def mark_committed(descriptor: int) -> None:
+        """Take the mark away, after the commit; where that fails, a rebuild forgets the name."""
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, _COMMITTED)
+
+    def is_pending(self, digest: Digest, generation: int) -> bool:
+        """Return whether the file's writer died before its commit, or is just about to."""
+        try:
+            name = self.name(digest, generation)
+            return bool(os.stat(name, dir_fd=self._directory).st_mode & stat.S_ISVTX)
+        except OSError:
+            return True
 
     def read_label(self, digest: Digest, generation: int) -> BlockLabel | None:
         """Return the label of a linked block file, if it has one."""

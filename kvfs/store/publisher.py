@@ -250,6 +250,8 @@ class Publisher:
             )
             if done is not None:
                 entry, trash, sealed.is_used, sealed.moved = done
+                if sealed.is_used:
+                    self._context.files.mark_committed(sealed.file.descriptor)
                 return entry, trash
             self._link(sealed, label)
         raise Unavailable("the block came and went while it was published: retry")
@@ -258,6 +260,7 @@ class Publisher:
         generation = self._context.generation()
         files = self._context.files
         files.set_label(sealed.file.descriptor, label)
+        files.mark_pending(sealed.file.descriptor)
         if self._context.durability is Durability.DURABLE:
             try:
                 os.fdatasync(sealed.file.descriptor)

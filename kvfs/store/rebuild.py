@@ -160,7 +160,7 @@ def _label_files(context: StoreContext, moves: list[tuple[NamespaceId, bytes]]) 
     """Yield every block file; one whose name is not certain comes without a name."""
     for digest, generation in context.files.walk():
         label = context.files.read_label(digest, generation)
-        if label is None:
+        if label is None or context.files.is_pending(digest, generation):
             label = BlockLabel(ROOT_NAMESPACE, 0, 0)
         length = context.files.length(digest, generation)
         if length is None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -317,3 +320,30 @@ def test_i1_names_that_come_back_after_any_history_are_current(
         recovered, total = recovered + len(found), total + len(history.holds)
     assert recovered > total // 4
     print(f"histories recovered {recovered} of {total} names")
+
+
+_DIE_BEFORE_THE_COMMIT = """
+import os, signal, sys
+from pathlib import Path
+from kvfs.model import ObjectPath, PutOptions
+from kvfs.open_store import open_store
+store = open_store(Path(sys.argv[1]))
+staging = store.stage(size_bytes=5)
+staging.write(b"never")
+die = lambda txn: os.kill(os.getpid(), signal.SIGKILL)
+store._publisher.publish(staging, ObjectPath(b"kv", b"key"), PutOptions(), also=die)
+"""
+
+
+def test_i2_a_put_that_was_killed_before_its_commit_never_comes_back(root: Path) -> None:
+    """Its file is linked and labelled, and nobody has swept it yet."""
+    command = [sys.executable, "-c", _DIE_BEFORE_THE_COMMIT, str(root)]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with open_store(root) as store:
+        store.put(ObjectPath(BUCKET, b"key"), b"then this")
+        store.delete(ObjectPath(BUCKET, b"key"))
+        store.put(ObjectPath(BUCKET, b"other"), b"and this")
+    (root / "index" / "data.mdb").unlink()
+    with open_store(root) as store:
+        assert dict(contents(store)) == {b"other": b"and this"}
