@@ -212,7 +212,8 @@ def with_connector(request: Request) -> dict[str, Any]:
                     results.append(written)
                 except Exception as error:
                     # Reported, not hidden: the test decides whether a twin may lose.
-                    results.append(f"{type(error).__name__}: {error}")
+                    # With the bytes it offered: a twin may have put them there in its place.
+                    results.append(f"{written} {type(error).__name__}: {error}")
             elif request.action == "exists":
                 results.append(bool(wait(connector.exists(key))))
             else:
