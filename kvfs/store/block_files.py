@@ -309,6 +309,10 @@ class BlockFiles:
         if label is not None and label.path:
             self.rewrite_label(digest, generation, _nameless(label))
 
+    def drop_label(self, digest: Digest, generation: int) -> None:
+        """Forget the name in the label of a file that goes: its unlinking may come much later."""
+        self.clear_label(digest, generation)
+
     def rewrite_label(self, digest: Digest, generation: int, label: BlockLabel) -> None:
         """Replace the label of a linked file; a file that is gone needs none."""
         with contextlib.suppress(OSError):

@@ -41,6 +41,7 @@ from kvfs.model import (
 from kvfs.store.block_files import BlockLabel, os_error, sectors
 from kvfs.store.context import StoreContext
 from kvfs.store.directory_moves import forget_before, journal_length, read_directory_moves
+from kvfs.store.dropped_blocks import read_dropped
 from kvfs.store.namespaces import read_saved, sync_directory
 from kvfs.store.objects import add_name, resolve_target
 
@@ -158,8 +159,11 @@ def _next_inode(snapshot: ReadTransaction | None) -> int:
 
 def _label_files(context: StoreContext, moves: list[tuple[NamespaceId, bytes]]) -> Iterator[_Found]:
     """Yield every block file; one whose name is not certain comes without a name."""
+    dropped = read_dropped(context.root)
     for digest, generation in context.files.walk():
         label = context.files.read_label(digest, generation)
+        if label is not None and (digest, generation) in dropped:
+            label = BlockLabel(label.namespace_id, label.published_ns, label.mtime_ns)
         if label is None or context.files.is_pending(digest, generation):
             label = BlockLabel(ROOT_NAMESPACE, 0, 0)
         length = context.files.length(digest, generation)

@@ -297,6 +297,7 @@ def _document(report: Report) -> dict[str, object]:
         "kept_after_all": outcome.kept,
         "freed_bytes": outcome.freed_bytes + report.trash_bytes,
         "transactions": outcome.transactions,
+        "rows_removed_in_ns": outcome.rows_ns,
         "lock_held_ns_median": _share(outcome.held_ns, 0.5),
         "lock_held_ns_p99": _share(outcome.held_ns, 0.99),
         "orphan_files": report.sweep.orphan_files,
