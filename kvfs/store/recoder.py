@@ -148,6 +148,7 @@ class Recoder:
         is_used = False
         linked = False
         try:
+            files.mark_pending(file.descriptor)  # killed before the swap: no name for a rebuild
             files.link(file, digest, generation)
             linked = True
             if self._context.durability is Durability.DURABLE:
@@ -158,6 +159,8 @@ class Recoder:
             )  # fmt: skip
             trash = self._context.commit(swap)
             is_used = trash is not None
+            if is_used:
+                files.mark_committed(file.descriptor)
         finally:
             if linked:
                 if not is_used and not self._is_current(digest, generation):
