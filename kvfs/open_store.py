@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 DEFAULT_CAPACITY_RATIO = 0.8
 """Of the file system's free space at `init`: the rest is for the index, labels and others."""
 MIN_CAPACITY = 1 << 20
+UNFINISHED = "unfinished-init"
+"""There from the first to the last step of `init`, so that one cut off can be done again."""
 
 REBUILDING = "rebuilding"
 """<store>/index/rebuilding: the index beside it is not complete yet."""
@@ -66,12 +68,14 @@ def init_store(
                 f"{root} is a kvfs store already: use it, or choose another directory"
             )
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _remove_unfinished(root)
         if any(root.iterdir()):
             raise StoreExists(f"{root} is not empty: choose an empty or new directory")
         check_file_system(root)
         free = shutil.disk_usage(root).free
         capacity = capacity_bytes or int(free * DEFAULT_CAPACITY_RATIO)
         capacity = max(capacity, MIN_CAPACITY)
+        (root / UNFINISHED).touch(mode=0o600)
         BlockFiles.create_directories(root)
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreExists(f"{root} is a file or below one: choose a directory") from error
@@ -84,7 +88,18 @@ def init_store(
     _close(context)
     write_format(root, format_)
     Epoch(root).mark_clean()
+    (root / UNFINISHED).unlink()
     return format_
+
+
+def _remove_unfinished(root: Path) -> None:
+    """Remove what an `init` that was cut off left; never anything it did not make."""
+    if not (root / UNFINISHED).exists():
+        return
+    for name in BlockFiles.DIRECTORIES:
+        shutil.rmtree(root / name, ignore_errors=True)
+    for name in ("alive", "open.lock", FILE_NAME + ".new", UNFINISHED):
+        (root / name).unlink(missing_ok=True)
 
 
 def open_store(

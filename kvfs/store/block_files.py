@@ -137,6 +137,10 @@ class StagingFile:
 class BlockFiles:
     """The files of one store. Thread-safe; every path is relative to a directory descriptor."""
 
+    DIRECTORIES = (
+        "blocks", "files", "staging", "quarantine", "leases", "namespaces", "index",
+    )  # fmt: skip
+
     def __init__(self, root: Path, randomness: Randomness) -> None:
         """Open the store's directories. Raises: OSError."""
         self.root = root
@@ -155,7 +159,7 @@ class BlockFiles:
     @staticmethod
     def create_directories(root: Path) -> None:
         """Make the empty directories of a new store (0700: payloads are nobody else's business)."""
-        for name in ("blocks", "files", "staging", "quarantine", "leases", "namespaces", "index"):
+        for name in BlockFiles.DIRECTORIES:
             (root / name).mkdir(mode=0o700)
         for prefix in range(256):
             (root / "blocks" / f"{prefix:02x}").mkdir(mode=0o700)

@@ -165,6 +165,11 @@ class Publisher:
         self._hasher.shutdown()
 
     def _write_and_hash(self, staging: Staging, data: memoryview, salt: bytes) -> Digest:
+        if type(data.obj) is not bytes:
+            # Somebody may change the buffer between the two readings of it, and a digest that is
+            # not the file's would be served to whoever stores those bytes next (I1): hash the file.
+            staging.write(data)
+            return self._hash(staging.fd, len(data), salt)
         if len(data) < OVERLAP_FROM or not self._is_hashing.acquire(blocking=False):
             staging.write(data)  # nothing to gain, or the cores are busy with other puts
             return digest_bytes(salt, data) if data else NO_DIGEST
