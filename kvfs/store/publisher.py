@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from kvfs.codec.digest import digest_bytes, digest_file
@@ -55,9 +53,6 @@ from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
 
 log = logging.getLogger(__name__)
-
-OVERLAP_FROM = 512 * 1024
-"""Handing the hash to another thread costs about 30 us; 512 KiB take 70 us to hash."""
 
 MAX_ATTEMPTS = 4
 """The live block found before the commit may be gone inside it; then the file is linked."""
@@ -122,8 +117,6 @@ class Publisher:
         self._space = space
         self._trash = trash
         self._trust = trust
-        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvfs-hash")
-        self._is_hashing = threading.Lock()
 
     def publish(
         self,
@@ -145,47 +138,24 @@ class Publisher:
         return self._publish_hashed(staging, size, digest, place, options, label, also)
 
     def put(self, place: Place, data: memoryview, options: PutOptions) -> Entry:
-        """Store `data` at `place`; see Store.put.
-
-        Writing and hashing share the time: memory is hashed while the kernel copies it (and
-        hashing memory is a third cheaper than mapping the file, 140 against 200 us a MiB).
-        """
+        """Store `data` at `place`; see Store.put."""
         options = fit_options(options)
         salt, label = self._prepare(place, options, len(data))
+        # Memory is a third cheaper to hash than a mapped file (140 against 200 us a MiB); a second
+        # thread hashing while the kernel copies was measured and gained nothing. Only bytes may be
+        # hashed here: a buffer that somebody changes between the two readings would give the file
+        # another's digest, to be served to whoever stores those bytes next (I1).
+        is_constant = type(data.obj) is bytes
+        digest = digest_bytes(salt, data) if is_constant and data else NO_DIGEST
         staging = Staging(self._context.files, self._space, label.namespace_id, len(data))
         try:
-            digest = self._write_and_hash(staging, data, salt)
+            staging.write(data)
+            if not is_constant:
+                digest = self._hash(staging.fd, len(data), salt)
         except BaseException:
             staging.close()
             raise
         return self._publish_hashed(staging, len(data), digest, place, options, label, None)
-
-    def close(self) -> None:
-        """Stop the hashing thread."""
-        self._hasher.shutdown()
-
-    def _write_and_hash(self, staging: Staging, data: memoryview, salt: bytes) -> Digest:
-        if type(data.obj) is not bytes:
-            # Somebody may change the buffer between the two readings of it, and a digest that is
-            # not the file's would be served to whoever stores those bytes next (I1): hash the file.
-            staging.write(data)
-            return self._hash(staging.fd, len(data), salt)
-        if len(data) < OVERLAP_FROM or not self._is_hashing.acquire(blocking=False):
-            staging.write(data)  # nothing to gain, or the cores are busy with other puts
-            return digest_bytes(salt, data) if data else NO_DIGEST
-        try:
-            try:
-                hashing = self._hasher.submit(digest_bytes, salt, data)
-            except RuntimeError:  # no thread to be had
-                staging.write(data)
-                return digest_bytes(salt, data)
-            try:
-                staging.write(data)
-            finally:
-                digest = hashing.result()
-            return digest
-        finally:
-            self._is_hashing.release()
 
     def _publish_hashed(
         self,

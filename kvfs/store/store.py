@@ -159,7 +159,6 @@ class Store:
             if self._is_closed:
                 return
             self._is_closed = True
-        self._publisher.close()
         if self._maintenance is not None:
             self._maintenance.stop()
         try:
