@@ -34,6 +34,15 @@ class LifecycleSettings:
     """Time a run may spend on compressing cold blocks and making hot ones raw; 0 = never."""
     scrub_pass_s: int = 14 * DAY
     """Time in which regular runs read and check every block once; 0 = never."""
+    daemon_check_s: int = 5
+    """How often a daemon looks whether a watermark or quota is passed; 0 = it leaves all to
+    kvfs-gc (and to writers that meet a full store)."""
+    daemon_plan_s: int = 900
+    """How often a daemon plans anyway, for lifetimes that rules give; 0 = never."""
+    daemon_recode_s: int = 0
+    """Time a daemon's collection may spend on recoding; off, for it is the doors' processor."""
+    daemon_scrub: bool = False
+    """Whether daemons check their share of `scrub_pass_s` between runs of kvfs-gc."""
 
 
 def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
@@ -41,7 +50,8 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
     _refuse_unknown(
         table,
         "high_watermark low_watermark grace_seconds snapshot_every_seconds recode_seconds "
-        "scrub_pass_seconds class rule",
+        "scrub_pass_seconds daemon_check_seconds daemon_plan_seconds daemon_recode_seconds "
+        "daemon_scrub class rule",
     )
     classes = {each.name: each for each in BUILTIN_CLASSES}
     for entry in _tables(table, "class"):
@@ -57,6 +67,10 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         snapshot_every_s=_get(table, "snapshot_every_seconds", int, standard.snapshot_every_s),
         recode_s=_get(table, "recode_seconds", int, standard.recode_s),
         scrub_pass_s=_get(table, "scrub_pass_seconds", int, standard.scrub_pass_s),
+        daemon_check_s=_get(table, "daemon_check_seconds", int, standard.daemon_check_s),
+        daemon_plan_s=_get(table, "daemon_plan_seconds", int, standard.daemon_plan_s),
+        daemon_recode_s=_get(table, "daemon_recode_seconds", int, standard.daemon_recode_s),
+        daemon_scrub=_get(table, "daemon_scrub", bool, standard.daemon_scrub),
     )
     if not 0 < settings.low_ratio <= settings.high_ratio <= 1:
         raise InvalidArgument("watermarks must satisfy 0 < low_watermark <= high_watermark <= 1")
@@ -65,6 +79,9 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         settings.snapshot_every_s,
         settings.recode_s,
         settings.scrub_pass_s,
+        settings.daemon_check_s,
+        settings.daemon_plan_s,
+        settings.daemon_recode_s,
     )
     if min(times) < 0:
         raise InvalidArgument("a number of seconds is negative")

@@ -41,6 +41,10 @@ class StoreContext:
 
     def commit(self, operation: Callable[[WriteTransaction], T]) -> T:
         """Run one index change through the group commit. Raises: ReadOnly."""
+        self.check_writable()
+        return self.committer.commit(operation)
+
+    def check_writable(self) -> None:
+        """Raise ReadOnly where every change is refused."""
         if self.is_read_only:
             raise ReadOnly("the store is open read-only: open it for writing first")
-        return self.committer.commit(operation)

@@ -1,8 +1,7 @@
 """Keeping the store small and whole: expiry, eviction by recency, sweeping, syncing.
 
 Owns the bounded steps; who calls them when is maintenance.py's (daemons), Space's (a full store) or
-a tool's business. Each step is one transaction of at most BATCH objects, because 50 deletes hold
-the machine-wide write lock for about 8 ms; files are unlinked outside.
+a tool's business. Names go as in any collection (removal.py): in short transactions, files behind.
 
 Holds: a hard-pinned object has no place in the order of eviction (I5); an object noted as used in
 this process is flushed to the index before anything is chosen.
@@ -12,21 +11,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from kvfs.errors import KvfsError
-from kvfs.index.lmdb_index import WriteTransaction
+from kvfs.errors import KvfsError, NotFound
+from kvfs.index import tree
+from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import InodeRow, pack_u64, unpack_expiry_key, unpack_lru_key
-from kvfs.model import Digest
+from kvfs.model import ROOT_NAMESPACE, Digest
+from kvfs.policy.eviction import Reason, Removal
+from kvfs.policy.settings import LifecycleSettings
+from kvfs.policy.window import ColdName, choose_coldest
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.context import StoreContext
-from kvfs.store.objects import TrashKey, drop_inode
+from kvfs.store.removal import Outcome, Remover
 from kvfs.store.timekeeping import Timekeeper
 from kvfs.store.trash import Trash
 
-BATCH = 50
+WINDOW = 256
+"""Names that are looked at before some of them go: more than the shares of any block."""
+MAX_WINDOWS = 40
+"""Windows one eviction looks through for something that may go (I8)."""
+GRACE_S = LifecycleSettings().grace_s
 EXPIRY_GRACE_S = 30
 """Expired rows are a miss at once but are removed only this much later: another process may hold a
 newer access in memory for up to its flush interval."""
@@ -50,45 +58,67 @@ class Housekeeping:
         self._access = access
         self._trash = trash
         self._timekeeper = Timekeeper(context)
+        self._remover = Remover(context, trash)
+        self._removing = threading.Lock()
+        """One thread at a time drops names; taken before the trash's lock and any commit."""
 
     def keep_time(self) -> int:
         """Look whether the clock jumped, and move stored times along; return the seconds."""
         return self._timekeeper.settle()
 
-    def expire(self, limit: int = BATCH) -> int:
+    def expire(self, limit: int = WINDOW) -> int:
         """Remove up to `limit` objects whose lifetime is over; return how many."""
-        removed = 0
-        while removed < limit:
-            count, trash = self._context.commit(
-                partial(self._expire_batch, limit=min(BATCH, limit - removed))
-            )
-            self._trash.add(trash)
-            removed += count
-            if not count:
-                break
-        return removed
+        self._context.check_writable()
+        outcome = Outcome()
+        with self._removing:
+            for _ in range(limit):
+                removed = sum(outcome.removed.values())
+                now_s = self._context.now_s()
+                due, used = self._due(min(WINDOW, limit - removed), now_s)
+                if used:
+                    self._context.commit(partial(_postpone, used=used))
+                self._remover.remove(due, now_s, outcome)
+                is_done = sum(outcome.removed.values()) in (removed, limit)
+                if is_done and not used:
+                    break
+            self._settle()
+        return sum(outcome.removed.values())
 
-    def evict(self, wanted_bytes: int, max_objects: int = 10 * BATCH) -> int:
-        """Evict least recently used objects until `wanted_bytes` are free or `max_objects` went.
+    def evict(self, wanted_bytes: int, max_objects: int = 500) -> int:
+        """Evict the coldest blocks until `wanted_bytes` are free or `max_objects` went.
 
+        Whole blocks of each window of the order; nothing that was asked for moments ago.
         Returns the bytes freed, trash included: files are unlinked before it returns.
         """
+        self._context.check_writable()
         self._access.flush()
-        freed = self._trash.empty_waiting()
-        if freed < wanted_bytes:
-            freed += self._trash.empty_table()
-        examined = 0
-        while freed < wanted_bytes and examined < max_objects:
-            count, released, trash = self._context.commit(
-                partial(self._evict_batch, wanted=wanted_bytes - freed)
-            )
-            self._trash.add(trash)
-            freed += released
-            examined += count
-            if not count:
-                break
+        with self._removing:
+            freed = self._trash.empty_waiting()
+            if freed < wanted_bytes:
+                freed += self._trash.empty_table()
+            start, outcome = b"", Outcome()
+            for _ in range(MAX_WINDOWS):
+                left = max_objects - sum(outcome.removed.values())
+                missing = wanted_bytes - freed - outcome.dropped_bytes
+                if missing <= 0 or left <= 0:
+                    break
+                window, start = self._window(start)
+                if not start:
+                    break
+                # A second ahead: what was written within this one may go for a writer, too.
+                now_s = self._context.now_s() + 1
+                self._remover.remove(choose_coldest(window, missing, left), now_s, outcome)
+            self._settle()
+        return freed + outcome.dropped_bytes
+
+    def close(self) -> None:
+        """Settle what this process dropped. Raises: Unavailable, Denied."""
+        with self._removing:
+            self._remover.close()
+
+    def _settle(self) -> None:
         self._trash.empty_waiting()
-        return freed
+        self._remover.settle()
 
     def sweep(self) -> SweepReport:
         """Remove block files that no row names and dead writers' staging files.
@@ -107,47 +137,52 @@ class Housekeeping:
                 orphan_bytes += length or 0
         return SweepReport(orphans, orphan_bytes, self._sweep_staging(), examined)
 
-    def _expire_batch(self, txn: WriteTransaction, limit: int) -> tuple[int, list[TrashKey]]:
-        now_ns = self._context.clock.now_ns()
-        if self._timekeeper.pending_s(txn):
-            return 0, []  # the clock has jumped: stored times are moved along first
-        until = now_ns // 1_000_000_000 - EXPIRY_GRACE_S
-        due = []
-        for key in islice(txn.keys("expiry"), limit):
-            expires_at_s, inode = unpack_expiry_key(key)
-            if expires_at_s > until:
-                break
-            due.append(inode)
-        trash: list[TrashKey] = []
-        for inode in due:
-            row = txn.inode(inode)
-            assert row is not None, "a row in expiry names an inode that exists"
-            noted = self._access.expires_at_s(inode, row.expires_at_s, row.ttl_s, row.is_sliding)
-            if noted <= until:
-                trash += drop_inode(txn, inode, row, self._context.files, now_ns)
-            else:
-                _postpone(txn, inode, row, noted)
-        return len(due), trash
+    def _due(self, limit: int, now_s: int) -> tuple[list[Removal], dict[int, int]]:
+        """Return what has expired, and those that live on by a use that is only noted as yet."""
+        due: list[Removal] = []
+        used: dict[int, int] = {}
+        until = now_s - EXPIRY_GRACE_S
+        with self._context.index.read() as txn:
+            if self._timekeeper.pending_s(txn):
+                return due, used  # the clock has jumped: stored times are moved along first
+            for key in islice(txn.keys("expiry"), limit):
+                expires_at_s, inode = unpack_expiry_key(key)
+                if expires_at_s > until:
+                    break
+                row = txn.inode(inode)
+                if row is None or row.is_mutable:
+                    continue
+                noted = self._access.expires_at_s(inode, expires_at_s, row.ttl_s, row.is_sliding)
+                if noted > until:
+                    used[inode] = noted
+                else:
+                    due.append(Removal(inode, row.namespace_id, Reason.EXPIRED, 0, -1))
+        return due, used
 
-    def _evict_batch(self, txn: WriteTransaction, wanted: int) -> tuple[int, int, list[TrashKey]]:
-        """Return (objects dropped, bytes that unlinking their files will free, the files)."""
-        now_ns = self._context.clock.now_ns()
-        trash: list[TrashKey] = []
-        freed = 0
-        count = 0
-        for key in list(islice(txn.keys("lru"), BATCH)):
-            _, _, inode = unpack_lru_key(key)
-            row = txn.inode(inode)
-            assert row is not None, "a row in lru names an inode that exists"
-            count += 1
-            block = txn.block(row.digest) if row.digest else None
-            gone = drop_inode(txn, inode, row, self._context.files, now_ns)
-            trash += gone
-            if gone and block is not None:
-                freed += block.stored
-            if freed >= wanted:
-                break
-        return count, freed, trash
+    def _window(self, start: bytes) -> tuple[list[ColdName], bytes]:
+        """Return the next names in the order of eviction, and where to go on; b"" at the end."""
+        window: list[ColdName] = []
+        now_s = self._context.now_s()
+        with self._context.index.read() as txn:
+            keys = list(islice(txn.keys("lru", start=start), WINDOW))
+            for key in keys:
+                _, accessed_s, inode = unpack_lru_key(key)
+                row = txn.inode(inode)
+                if row is None or row.is_mutable:
+                    continue
+                block = txn.block(row.digest) if row.digest else None
+                is_last = block is not None and block.refs == 1 and not block.is_bad
+                window.append(
+                    ColdName(
+                        inode,
+                        row.namespace_id,
+                        _key_below(txn, row),
+                        block.stored if block is not None and is_last else 0,
+                        now_s - GRACE_S < accessed_s <= now_s
+                        and accessed_s > row.ctime_ns // 1_000_000_000,
+                    )
+                )
+        return window, keys[-1] + b"\0" if keys else b""
 
     def _is_named(self, digest: Digest, generation: int) -> bool:
         with self._context.index.read() as txn:
@@ -172,8 +207,19 @@ class Housekeeping:
         return sum(self._context.files.sweep_staging())
 
 
-def _postpone(txn: WriteTransaction, inode: int, row: InodeRow, expires_at_s: int) -> None:
-    before = InodeRow(row.kind, row.namespace_id, expires_at_s=row.expires_at_s)
-    before.pin, before.priority, before.accessed_s = row.pin, row.priority, row.accessed_s
-    row.expires_at_s = expires_at_s
-    txn.update_inode(inode, before, row)
+def _postpone(txn: WriteTransaction, used: dict[int, int]) -> None:
+    for inode, expires_at_s in used.items():
+        row = txn.inode(inode)
+        if row is not None and 0 < row.expires_at_s < expires_at_s:
+            before = replace(row)
+            row.expires_at_s = expires_at_s
+            txn.update_inode(inode, before, row)
+
+
+def _key_below(txn: ReadTransaction, row: InodeRow) -> bytes:
+    """Return a file's path below its namespace."""
+    try:
+        path = tree.path_of(txn, row.parent, row.name)
+    except NotFound:
+        return row.name
+    return path if row.namespace_id == ROOT_NAMESPACE else path.partition(b"/")[2]

@@ -45,6 +45,7 @@ from kvfs.store.context import StoreContext
 from kvfs.store.epoch import Epoch
 from kvfs.store.findings import CheckReport
 from kvfs.store.housekeeping import Housekeeping, SweepReport
+from kvfs.store.lifecycle import Lifecycle
 from kvfs.store.maintenance import Maintenance, Step
 from kvfs.store.names import Names
 from kvfs.store.namespaces import Namespaces
@@ -98,11 +99,17 @@ class Store:
         self._renames = Renames(context, self._trash)
         self._namespaces = Namespaces(context)
         self._uploads = Uploads(context, self._space, self._publisher, self._reader)
+        self._lifecycle = Lifecycle(context, self._access, self._recoder, self._scrubber)
         self._maintenance: Maintenance | None = None
+        self._collections: Maintenance | None = None
         if is_first and not context.is_read_only:
             self._space.reclaim_dead()
         if background and not context.is_read_only:
             self._maintenance = self._start_maintenance(is_first)
+            # A thread of its own: a plan over all names takes its time.
+            step = Step("collection", 1.0, self._lifecycle.step)
+            self._collections = Maintenance(context.clock, [step], [])
+            self._collections.start()
 
     # -- the store itself -----------------------------------------------------------------------
 
@@ -159,8 +166,10 @@ class Store:
             if self._is_closed:
                 return
             self._is_closed = True
-        if self._maintenance is not None:
-            self._maintenance.stop()
+        self._lifecycle.stop()
+        for thread in (self._collections, self._maintenance):
+            if thread is not None:
+                thread.stop()
         try:
             if not self._context.is_read_only:
                 self._close_writable()
@@ -173,6 +182,7 @@ class Store:
         try:
             with self._epoch.closing():
                 self.flush()
+                self._housekeeping.close()
                 self._space.close()
                 self._context.index.sync()
         except OSError as error:

@@ -10,26 +10,25 @@ jumped expires nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from kvfs.config import read_toml
-from kvfs.errors import KvfsError, NoSpace, NotFound, Unavailable
+from kvfs.errors import KvfsError, NotFound, Unavailable
 from kvfs.model import ObjectPath
-from kvfs.policy.eviction import Budget, Plan, Planner, Reason, Verdict
-from kvfs.policy.settings import FILE_NAME, LifecycleSettings, parse_settings
-from kvfs.store.collection import Collector, Outcome, Walk
+from kvfs.policy.eviction import Budget, Plan, Reason, Verdict
+from kvfs.policy.settings import LifecycleSettings
+from kvfs.store.collection import Collector
 from kvfs.store.housekeeping import SweepReport
+from kvfs.store.lifecycle import load_settings, only_one, recode, scrub_due, survey
 from kvfs.store.rebuild import write_snapshot
-from kvfs.store.recoder import Outcome as Recoded
+from kvfs.store.removal import Outcome
 from kvfs.store.store import Store
 from kvfs.store.timekeeping import Timekeeper
 from kvfs_tools.command_store import json_option, name_bytes, open_command_store, store_option
@@ -42,15 +41,10 @@ from kvfs_tools.sizes import (
     render_size,
 )
 
-LOCK_NAME = "gc.lock"
 RESERVE_NAME = "gc.reserve"
 RESERVE_LENGTH = 4 << 20
 """Disk space that only a collection on a full disk uses: deleting rows needs new index pages."""
 HOUR = 3600
-LAST_RUN_NAME = "gc.last"
-"""Its modification time is that of the last run; what is due for scrubbing follows from it."""
-MAX_SCRUB_GAP_S = 6 * HOUR
-"""After a longer time without runs the pass takes longer, rather than one run very long."""
 UPLOAD_BATCH, MAX_UPLOADS = 50, 10_000
 """Abandoned uploads dropped at once, and in one run (I8)."""
 
@@ -92,18 +86,10 @@ def gc(store_path: Path | None, dry_run: bool, explain: str | None, is_json: boo
             return _explain(store, settings, parse_object_path(name_bytes(explain)), is_json)
         if dry_run:
             return _dry_run(store, settings, is_json)
-        with _only_one(store.path) as is_first:
+        with only_one(store.path) as is_first:
             if not is_first:
                 return _say_busy(is_json)
             return _print_report(collect(store, settings), is_json)
-
-
-def load_settings(store: Path) -> LifecycleSettings:
-    """Return what <store>/lifecycle.toml says, or the defaults. Raises: InvalidArgument, Denied."""
-    try:
-        return parse_settings(read_toml(store / FILE_NAME))
-    except NotFound:
-        return LifecycleSettings()
 
 
 def collect(store: Store, settings: LifecycleSettings) -> Report:
@@ -129,9 +115,13 @@ def collect(store: Store, settings: LifecycleSettings) -> Report:
     while (count := store.expire_uploads(UPLOAD_BATCH)) and report.uploads < MAX_UPLOADS:
         report.uploads += count
     report.sweep = store.sweep()
-    _recode(store, settings, report)
+    done = recode(store.context, report.plan, settings.recode_s, store.compress, store.promote)
+    report.compressed, report.promoted = done.compressed, done.promoted
+    report.saved_bytes = done.saved_bytes
     report.trash_bytes += collector.empty_trash()
-    _scrub(store, settings, report)
+    found = scrub_due(store.context, settings, store.scrub)
+    if found is not None:
+        report.scrubbed_bytes, report.bad_blocks = found.checked_bytes, len(found.bad_digests)
     report.has_snapshot = _snapshot_when_due(store, settings)
     report.used_after = collector.budget(settings).used_bytes
     _ensure_reserve(store.path)
@@ -140,58 +130,8 @@ def collect(store: Store, settings: LifecycleSettings) -> Report:
 
 def plan_collection(store: Store, settings: LifecycleSettings) -> Report:
     """Survey the store and plan; changes nothing."""
-    planner, budget, _ = _survey(store, settings)
+    planner, budget, _ = survey(store.context, settings)
     return Report(budget, planner.plan())
-
-
-def _survey(store: Store, settings: LifecycleSettings) -> tuple[Planner, Budget, Walk]:
-    walk, budget = Walk(store.context), Collector(store.context).budget(settings)
-    names = {int(each.namespace_id): each.name for each in store.list_namespaces()}
-    with store.context.index.read() as txn:
-        pending_s = Timekeeper(store.context).pending_s(txn)
-    planner = Planner(budget, store.context.now_s() - pending_s, settings.rules, names)
-    planner.survey(walk)
-    return planner, budget, walk
-
-
-def _recode(store: Store, settings: LifecycleSettings, report: Report) -> None:
-    """Make hot blocks raw, then compress cold ones, until the time is used up."""
-    clock = store.context.clock
-    until_ns = clock.monotonic_ns() + settings.recode_s * 1_000_000_000
-    for inodes, is_cold in ((report.plan.hot, False), (report.plan.cold, True)):
-        for inode in inodes:
-            if clock.monotonic_ns() >= until_ns:
-                return
-            entry = store.stat_inode(inode)
-            if entry is None or not entry.digest:
-                continue
-            try:
-                done = store.compress(entry.digest) if is_cold else store.promote(entry.digest)
-            except NoSpace:
-                return  # no room for the copy: another run, after more has left
-            if done.outcome is Recoded.RECODED:
-                report.compressed += is_cold
-                report.promoted += not is_cold
-                report.saved_bytes += done.saved_bytes
-
-
-def _scrub(store: Store, settings: LifecycleSettings, report: Report) -> None:
-    """Check the share of the blocks that is due since the last run."""
-    if not settings.scrub_pass_s:
-        return
-    marker = store.path / LAST_RUN_NAME
-    now_s = store.context.now_s()
-    try:
-        since_s = now_s - int(marker.stat().st_mtime)
-    except FileNotFoundError:
-        since_s = 0
-    marker.touch(mode=0o600)
-    os.utime(marker, (now_s, now_s))
-    due_ratio = min(max(since_s, 0), MAX_SCRUB_GAP_S) / settings.scrub_pass_s
-    due_bytes = int(store.usage().resident_bytes * min(due_ratio, 1.0))
-    if due_bytes:
-        found = store.scrub(due_bytes)
-        report.scrubbed_bytes, report.bad_blocks = found.checked_bytes, len(found.bad_digests)
 
 
 def _snapshot_when_due(store: Store, settings: LifecycleSettings) -> bool:
@@ -204,19 +144,6 @@ def _snapshot_when_due(store: Store, settings: LifecycleSettings) -> bool:
         return False
     write_snapshot(store.context)
     return True
-
-
-@contextlib.contextmanager
-def _only_one(store: Path) -> Iterator[bool]:
-    """Hold the collection's lock; yields False where another process has it."""
-    descriptor = os.open(store / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(descriptor)
 
 
 def _ensure_reserve(store: Path) -> None:
@@ -239,7 +166,7 @@ MAX_LISTED = 10_000
 
 
 def _dry_run(store: Store, settings: LifecycleSettings, is_json: bool) -> ExitCode:
-    planner, budget, walk = _survey(store, settings)
+    planner, budget, walk = survey(store.context, settings)
     report = Report(budget, planner.plan(), used_after=budget.used_bytes)
     removals = report.plan.removals
     named = []
@@ -374,7 +301,7 @@ def _explain(
     store: Store, settings: LifecycleSettings, path: ObjectPath, is_json: bool
 ) -> ExitCode:
     inode = store.stat(path).inode
-    planner, _, walk = _survey(store, settings)
+    planner, _, walk = survey(store.context, settings)
     candidate = walk.one(inode)
     if candidate is None:
         raise NotFound(f"{path} has just been removed")
