@@ -102,12 +102,14 @@ class Housekeeping:
                 missing = wanted_bytes - freed - outcome.dropped_bytes
                 if missing <= 0 or left <= 0:
                     break
-                window, start = self._window(start)
-                if not start:
+                window, after, latest_s = self._window(start)
+                chosen = choose_coldest(window, missing, left)
+                # Read again from here after a removal: another process may have been faster.
+                start = start if chosen else after
+                if not start and not chosen:
                     break
-                # A second ahead: what was written within this one may go for a writer, too.
-                now_s = self._context.now_s() + 1
-                self._remover.remove(choose_coldest(window, missing, left), now_s, outcome)
+                # Nothing of the window counts as used since: it was read just now.
+                self._remover.remove(chosen, latest_s + 1, outcome)
             self._settle()
         return freed + outcome.dropped_bytes
 
@@ -159,10 +161,11 @@ class Housekeeping:
                     due.append(Removal(inode, row.namespace_id, Reason.EXPIRED, 0, -1))
         return due, used
 
-    def _window(self, start: bytes) -> tuple[list[ColdName], bytes]:
-        """Return the next names in the order of eviction, and where to go on; b"" at the end."""
+    def _window(self, start: bytes) -> tuple[list[ColdName], bytes, int]:
+        """Return the next names in the order of eviction, where to go on (b"" = nowhere), and the
+        latest access among them."""
         window: list[ColdName] = []
-        now_s = self._context.now_s()
+        now_s = latest_s = self._context.now_s()
         with self._context.index.read() as txn:
             keys = list(islice(txn.keys("lru", start=start), WINDOW))
             for key in keys:
@@ -182,7 +185,8 @@ class Housekeeping:
                         and accessed_s > row.ctime_ns // 1_000_000_000,
                     )
                 )
-        return window, keys[-1] + b"\0" if keys else b""
+                latest_s = max(latest_s, accessed_s)
+        return window, keys[-1] + b"\0" if keys else b"", latest_s
 
     def _is_named(self, digest: Digest, generation: int) -> bool:
         with self._context.index.read() as txn:
