@@ -37,6 +37,8 @@ from kvfs.policy.survey import PRIORITY_SHIFT, STATE_SHIFT, Candidate, Columns, 
 HOT_SHARE = 4
 """A compressed block that was used within a quarter of the time after which it would be compressed
 is hot; the gap keeps a block from being recoded back and forth."""
+MAX_NEXT = 1000
+"""Blocks that `next_inodes` looks ahead."""
 PROVEN_USE_S = 30
 """A name in use for long counts as used up to this much later (a quarter of the time it has been in
 use): a prefix that was asked for twice is asked for again more often than one that was not. Gains
@@ -270,6 +272,16 @@ class Planner:
         before = sum(columns.bytes[each] for each in _until(columns.order, number))
         reason = self._dry_choice().get(number)
         return Verdict(reason or Reason.ROOM, reason is not None, deadline, before, size)
+
+    def next_inodes(self) -> Iterator[int]:
+        """Yield what would be evicted next, first to go first, were space short."""
+        columns = self._columns
+        shares: dict[int, list[int]] = {number: [] for number in columns.order[:MAX_NEXT]}
+        for entry, number in enumerate(columns.group_of_entry):
+            if number in shares:
+                shares[number].append(columns.inodes[entry])
+        for inodes in shares.values():
+            yield from inodes
 
     def _dry_choice(self) -> dict[int, Reason]:
         names = dict(self._columns.remaining_names)

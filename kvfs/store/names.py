@@ -30,6 +30,7 @@ from kvfs.index.schema import (
 )
 from kvfs.model import (
     ROOT_INODE,
+    ROOT_NAMESPACE,
     AttributeChange,
     ChildName,
     Entry,
@@ -48,6 +49,7 @@ from kvfs.store.objects import (
     find_namespace,
     is_expired,
 )
+from kvfs.store.reader import VERIFY_ATTRIBUTE
 from kvfs.store.row_limits import check_attributes, fit_change
 from kvfs.store.trash import Trash
 
@@ -221,9 +223,21 @@ class Names:
             _apply(row, change, now_ns)
             row.ctime_ns = now_ns
             txn.update_inode(inode, before, row)
+            if row.kind is Kind.DIRECTORY and row.parent == ROOT_INODE:
+                _tell_namespace(txn, row)
             return entry_of(inode, row)
 
         return self._context.commit(work)
+
+
+def _tell_namespace(txn: WriteTransaction, row: InodeRow) -> None:
+    """Keep what a reader asks at every open where it looks anyway."""
+    namespace = txn.namespace(row.namespace_id)
+    if namespace is not None and row.namespace_id != ROOT_NAMESPACE:
+        wanted = {VERIFY_ATTRIBUTE: row.attributes.get(VERIFY_ATTRIBUTE, b"trust")}
+        if dict(namespace.attributes) != wanted:
+            namespace.attributes = wanted
+            txn.put_namespace(row.namespace_id, namespace)
 
 
 def remove_empty_directory(txn: WriteTransaction, inode: int, row: InodeRow, now_ns: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfs.clock import ManualClock
+from kvfs.clock import ManualClock, SystemClock
 from kvfs.model import ObjectPath, Pin, PutOptions
 from kvfs.open_store import init_store, open_store
 from kvfs_tools.cli import run
@@ -87,3 +87,28 @@ def test_du_answers_by(
     assert sum(row["objects"] for row in rows) == 2
     assert sum(row["bytes"] for row in rows) == 8192 + 4096
     assert kvfs(store, "du", "--by", by) is ExitCode.OK
+
+
+def test_top_shows_hits_prefixes_and_what_goes_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = ManualClock(SystemClock().now_ns() - 100 * 10**9)
+    init_store(tmp_path / "t", capacity_bytes=1 << 24, clock=clock)
+    with open_store(tmp_path / "t", clock=clock) as opened:
+        opened.create_namespace(b"kv")
+        for number in range(4):
+            opened.put(ObjectPath(b"kv", b"chat/%d" % number), b"x" * 5000)
+            clock.advance(1)
+        clock.advance(80)
+        opened.find(ObjectPath(b"kv", b"chat/0"), touch=True)
+        opened.put(ObjectPath(b"kv", b"new"), b"z")
+    assert kvfs(tmp_path / "t", "top", "--once", "--json") is ExitCode.OK
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["used_objects"], shown["written_objects"]) == (1, 1)
+    assert shown["hit_ratio"] == 0.5
+    assert shown["hottest_prefixes"] == [{"prefix": "kv/chat/", "used_objects": 1}]
+    going = [each["path"] for each in shown["next_evictions"]]
+    assert going[:3] == ["kv/chat/1", "kv/chat/2", "kv/chat/3"]
+    assert kvfs(tmp_path / "t", "top", "--once") is ExitCode.OK
+    assert "hottest prefixes" in capsys.readouterr().out
+    assert kvfs(tmp_path / "t", "top", "--json") is ExitCode.USAGE

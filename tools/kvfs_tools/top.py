@@ -1,0 +1,160 @@
+"""`kvfs top`: what a store is doing now, live or once.
+
+Owns the comparison of two looks at the index and its picture. Works from the index alone, so it
+sees every process of the machine and disturbs none: an access shows once its process wrote it down
+(within about 10 s), and counts once an interval however often it was repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kvfs.model import StoreUsage
+from kvfs.policy.survey import Candidate
+from kvfs.store.collection import Walk
+from kvfs.store.lifecycle import load_settings, survey
+from kvfs.store.store import Store
+from kvfs_tools.command_store import json_option, open_command_store, store_option
+from kvfs_tools.sizes import render_bytes, render_json_name, render_size
+
+ROWS = 10
+MAX_PREFIXES = 100_000
+"""Prefixes kept apart; what comes later is left out (I8)."""
+
+
+@dataclass(slots=True)
+class Look:
+    """One look at the store."""
+
+    now_s: int
+    usage: StoreUsage
+    written: int = 0
+    """Objects written within the window."""
+    written_bytes: int = 0
+    used: int = 0
+    """Objects used since they were written, within the window."""
+    used_bytes: int = 0
+    hot: Counter[bytes] = field(default_factory=Counter)
+    """Prefix -> objects used within the window."""
+    next_out: list[tuple[bytes, int, int]] = field(default_factory=list)
+    """(path, bytes, seconds unused) of what is evicted first."""
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Of the objects that were used or written, how many were there; None without any.
+
+        A write is what follows a miss in a cache, so this is the hit rate of its objects.
+        """
+        asked = self.used + self.written
+        return self.used / asked if asked else None
+
+
+def look(store: Store, window_s: int) -> Look:
+    """Survey the store: what happened within the last `window_s` seconds, and what goes next."""
+    context = store.context
+    seen = Look(context.now_s(), store.usage())
+    since_s = seen.now_s - window_s
+    walk = Walk(context)
+    for candidate in walk:
+        if candidate.written_s > since_s:
+            seen.written += 1
+            seen.written_bytes += candidate.stored_bytes
+        if candidate.accessed_s > max(since_s, candidate.written_s):
+            seen.used += 1
+            seen.used_bytes += candidate.stored_bytes
+            prefix = _prefix(walk, candidate)
+            if prefix in seen.hot or len(seen.hot) < MAX_PREFIXES:
+                seen.hot[prefix] += 1
+    planner, _, names = survey(context, load_settings(store.path))
+    for inode in islice(planner.next_inodes(), ROWS):
+        candidate_or_none = names.one(inode)
+        if candidate_or_none is not None:
+            each = candidate_or_none
+            path = names.names.get(each.namespace_id, b"") + b"/" + each.key
+            seen.next_out.append((path, each.stored_bytes, max(0, seen.now_s - each.accessed_s)))
+    return seen
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Print one picture and exit.")
+@click.option("--interval", default=2.0, show_default=True, help="Seconds between two pictures.")
+@click.option("--window", default=60, show_default=True, help="Seconds that are looked back on.")
+@store_option
+@json_option
+def top(once: bool, interval: float, window: int, store_path: Path | None, is_json: bool) -> None:
+    """Show hit rate, bytes, the hottest prefixes and the next evictions, until Ctrl-C."""
+    if interval <= 0 or window <= 0:
+        raise click.UsageError("--interval and --window must be more than 0.")
+    if is_json and not once:
+        raise click.UsageError("--json prints one document: add --once.")
+    with open_command_store(store_path, read_only=True) as store:
+        if is_json:
+            click.echo(json.dumps(_document(look(store, window), window)))
+        elif once:
+            Console().print(_picture(look(store, window), window))
+        else:
+            pause = threading.Event()
+            with Live(_picture(look(store, window), window), auto_refresh=False) as live:
+                while not pause.wait(interval):
+                    live.update(_picture(look(store, window), window), refresh=True)
+
+
+def _prefix(walk: Walk, candidate: Candidate) -> bytes:
+    """Return the bucket and the key's first directory (or its model, where there is none)."""
+    bucket = walk.names.get(candidate.namespace_id, b"")
+    head, slash, _ = candidate.key.partition(b"/")
+    return bucket + b"/" + (head + slash if slash else head.partition(b"@")[0])
+
+
+def _document(seen: Look, window_s: int) -> dict[str, object]:
+    usage = seen.usage
+    return {
+        "window_seconds": window_s,
+        "hit_ratio": seen.hit_ratio,
+        "used_objects": seen.used,
+        "used_bytes": seen.used_bytes,
+        "written_objects": seen.written,
+        "written_bytes": seen.written_bytes,
+        "objects": usage.object_count,
+        "resident_bytes": usage.resident_bytes,
+        "reserved_bytes": usage.reserved_bytes,
+        "capacity_bytes": usage.capacity_bytes,
+        "hottest_prefixes": [
+            {"prefix": render_json_name(prefix), "used_objects": count}
+            for prefix, count in seen.hot.most_common(ROWS)
+        ],
+        "next_evictions": [
+            {"path": render_json_name(path), "bytes": size, "unused_seconds": idle_s}
+            for path, size, idle_s in seen.next_out
+        ],
+    }
+
+
+def _picture(seen: Look, window_s: int) -> Group:
+    usage = seen.usage
+    held = usage.resident_bytes + usage.reserved_bytes
+    hits = "-" if seen.hit_ratio is None else f"{100 * seen.hit_ratio:.0f} %"
+    head = (
+        f"hit rate {hits}   used {seen.used} ({render_size(seen.used_bytes)})   "
+        f"written {seen.written} ({render_size(seen.written_bytes)})   in {window_s} s\n"
+        f"space    {render_size(held)} of {render_size(usage.capacity_bytes)}   "
+        f"{usage.object_count} objects\n"
+    )
+    hot = Table("used", "hottest prefixes", box=None, expand=True)
+    for prefix, count in seen.hot.most_common(ROWS):
+        hot.add_row(str(count), Text(render_bytes(prefix)))
+    out = Table("size", "unused", "next evictions", box=None, expand=True)
+    for path, size, idle_s in seen.next_out:
+        out.add_row(render_size(size), f"{idle_s} s", Text(render_bytes(path)))
+    return Group(Text(head), hot, Text(""), out)
