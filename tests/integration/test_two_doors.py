@@ -209,6 +209,8 @@ def kill_parts(store: Path) -> None:
 def test_up_proves_both_doors_prints_settings_and_ends_clean(tmp_path: Path) -> None:
     with up(tmp_path) as running:
         assert f's3://127.0.0.1:{running.engine_port}"' in running.shown
+        credential = read_root_credential(tmp_path / "store", {})
+        assert credential.secret_key not in running.shown, "a pipe may be a log"
         if Path("/dev/fuse").exists():
             assert os.path.ismount(running.mountpoint)
             (running.mountpoint / BUCKET / "file").write_bytes(b"served")

@@ -78,7 +78,7 @@ def check_kernel(path: Path) -> Finding:
 
 def check_packages(path: Path) -> Finding:
     """The doors are optional parts of the installation."""
-    parts = {"pyfuse3": "fuse", "httptools": "gateway", "botocore": "gateway"}
+    parts = {"pyfuse3": "fuse", "awscrt": "gateway", "botocore": "gateway"}
     missing = [name for name in parts if importlib.util.find_spec(name) is None]
     if missing:
         extras = ",".join(sorted({parts[name] for name in missing}))

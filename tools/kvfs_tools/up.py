@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -118,7 +119,7 @@ def serve(plan: Plan, stopped: threading.Event) -> ExitCode:
         if plan.has_mount:
             children.append(_start_mount(plan, parts))
         click.echo(prove(plan))
-        click.echo(_settings(plan))
+        click.echo(_settings(plan, shows_secret=sys.stdout.isatty()))
         while not stopped.wait(WATCH_SECONDS):
             for child in children:
                 if not child.is_running:
@@ -226,8 +227,12 @@ def prove(plan: Plan) -> str:
     return "Proof: a 1 MiB block put through S3 reads back the same."
 
 
-def _settings(plan: Plan) -> str:
+def _settings(plan: Plan, *, shows_secret: bool) -> str:
+    """Return what to paste. Where a log may be reading along the secret stays in its file."""
     doors = plan.doors
+    if not shows_secret:
+        place = f"<secret_key in {plan.store}/credentials>"
+        doors = replace(doors, credential=replace(doors.credential, secret_key=place))
     lines = ["", f"S3       {doors.url}  (bucket {doors.bucket}: http://{doors.engine_listen})"]
     if plan.has_mount:
         lines.append(f"mount    {doors.mount}")
