@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfs.clock import ManualClock
+from kvfs.config import process_environment
 from kvfs.errors import Corrupt, NotFound
 from kvfs.model import Durability, ObjectPath
 from kvfs.open_store import init_store, open_store
@@ -34,6 +35,7 @@ class ForkServer:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.crash.fork_server"],
             cwd=ROOT,
+            env={**process_environment(), "PYTHONPATH": f"{ROOT}:{ROOT}/tools:{ROOT}/gateway"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -144,13 +146,14 @@ class Crew:
         steps: int = 100_000,
         gate: Path | None = None,
         has_faults: bool = False,
+        role: str = "",
     ) -> int:
-        """Start worker `number`; return its process id."""
+        """Start worker `number`, or what plays `role`; return its process id."""
         self._seed += 1
         return self._server.start(
             root=str(self.root), number=number, seed=self._seed % 1_000_000, steps=steps,
             log=str(self._logs / f"{number}.log"), keeps=self.keeps,
-            gate=str(gate) if gate else "", has_faults=has_faults,
+            gate=str(gate) if gate else "", has_faults=has_faults, role=role,
         )  # fmt: skip
 
     def verify(self) -> None:

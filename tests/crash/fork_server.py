@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from tests.crash.collectors import run_collector
 from tests.crash.workload import run_among_faults, run_worker
 
 
@@ -24,7 +25,9 @@ def _work(order: dict[str, object]) -> None:
         Path(str(order["gate"])).read_bytes()
     root, log = Path(str(order["root"])), Path(str(order["log"]))
     number, seed, steps = (int(str(order[name])) for name in ("number", "seed", "steps"))
-    if order.get("has_faults"):
+    if order.get("role"):
+        run_collector(root, str(order["role"]), seed, log, bool(order["keeps"]))
+    elif order.get("has_faults"):
         run_among_faults(root, number, seed, log, steps)
     else:
         run_worker(root, number, seed, log, bool(order["keeps"]), steps)
