@@ -37,6 +37,8 @@ from kvfs.store.timekeeping import Timekeeper
 log = logging.getLogger(__name__)
 
 LOCK_NAME = "gc.lock"
+LAST_PLAN_NAME = "gc.plan"
+"""Its modification time is that of the last full plan, by any process."""
 LAST_RUN_NAME = "gc.last"
 """Its modification time is that of the last share scrubbed; what is due follows from it."""
 MAX_SCRUB_GAP_S = 6 * 3600
@@ -80,6 +82,11 @@ def only_one(root: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
+
+
+def note_plan(context: StoreContext) -> None:
+    """Remember that a plan was just made, so that a machine's daemons do not each make one."""
+    _touch(context.root / LAST_PLAN_NAME, context.now_s())
 
 
 def survey(
@@ -137,8 +144,7 @@ def scrub_due(
         since_s = now_s - int(marker.stat().st_mtime)
     except FileNotFoundError:
         since_s = 0
-    marker.touch(mode=0o600)
-    os.utime(marker, (now_s, now_s))
+    _touch(marker, now_s)
     due_ratio = min(max(since_s, 0), MAX_SCRUB_GAP_S) / settings.scrub_pass_s
     with context.index.read() as txn:
         due_bytes = int(txn.counters().resident * min(due_ratio, 1.0))
@@ -187,6 +193,9 @@ class Lifecycle:
         with only_one(self._context.root) as is_first:
             if not is_first:
                 return None
+            if is_planned and not is_over and not self._is_plan_old():
+                is_planned = False
+                self._next_plan_ns = self._after_s(settings.daemon_plan_s)
             return self._collect(is_plan_wanted=is_planned or is_over)
 
     def _collect(self, *, is_plan_wanted: bool) -> Outcome | None:
@@ -218,11 +227,20 @@ class Lifecycle:
                 context, plan, settings.daemon_recode_s, self._recoder.compress,
                 self._recoder.promote, self._stopping.is_set,
             )  # fmt: skip
+        note_plan(context)
         self._next_plan_ns = self._after_s(settings.daemon_plan_s)
         self._next_rescue_ns = self._after_s(RETRY_S) if not outcome.removed else 0
         if outcome.removed:
             log.info("collection removed=%d", sum(outcome.removed.values()))
         return outcome
+
+    def _is_plan_old(self) -> bool:
+        """Return whether no process has planned for the time between two plans."""
+        try:
+            planned_s = int((self._context.root / LAST_PLAN_NAME).stat().st_mtime)
+        except FileNotFoundError:
+            return True
+        return not 0 <= self._context.now_s() - planned_s < self._settings.daemon_plan_s
 
     def _is_over(self) -> bool:
         """Return whether the store or a namespace is over its high watermark."""
@@ -257,6 +275,11 @@ class Lifecycle:
 
     def _after_s(self, seconds: float) -> int:
         return self._context.clock.monotonic_ns() + int(seconds * NS_PER_S)
+
+
+def _touch(path: Path, now_s: int) -> None:
+    path.touch(mode=0o600)
+    os.utime(path, (now_s, now_s))
 
 
 def _namespace_names(txn: ReadTransaction) -> dict[int, bytes]:

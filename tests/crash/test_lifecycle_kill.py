@@ -32,6 +32,11 @@ def server() -> Iterator[ForkServer]:
     server.close()
 
 
+def count_framed(root: Path) -> int:
+    with open_store(root, read_only=True) as store, store.context.index.read() as txn:
+        return sum(unpack_block(raw).codec is Codec.FRAMED for _, raw in txn.rows("blocks"))
+
+
 @pytest.mark.parametrize("keeps", [True, False], ids=["keeping", "evicting"])
 def test_killed_collectors_recoders_and_scrubbers_leave_a_store_in_order(
     tmp_path: Path, server: ForkServer, is_soak: bool, keeps: bool
@@ -40,12 +45,12 @@ def test_killed_collectors_recoders_and_scrubbers_leave_a_store_in_order(
     wanted = (int(given) if given else SOAK_KILLS if is_soak else BOUNDED_KILLS) // 2
     root = tmp_path / "store"
     crew = Crew(root, server, keeps=keeps, durability=Durability.CACHE, seed=23 if keeps else 29)
-    kills = 0
+    kills = framed = 0
     while kills < wanted:
         workers = [crew.start(number) for number in range(WORKERS)]
         others = {role: crew.start(WORKERS + n, role=role) for n, role in enumerate(ROLES)}
         for _ in range(6):
-            let_run([*workers, *others.values()], crew.chance.uniform(0.0, 0.15))
+            let_run([*workers, *others.values()], crew.chance.uniform(0.0, 0.3))
             role = crew.chance.choice(ROLES)
             kill(others[role])
             kills += 1
@@ -55,9 +60,8 @@ def test_killed_collectors_recoders_and_scrubbers_leave_a_store_in_order(
             kill(pid)
         kills += len(others)
         crew.verify()
+        framed += count_framed(root)
     with open_store(root, clock=ManualClock(FAR)) as store:
-        with store.context.index.read() as txn:
-            framed = sum(unpack_block(raw).codec is Codec.FRAMED for _, raw in txn.rows("blocks"))
         report = collect(store, settings(keeps))
         assert report.bad_blocks == 0
         assert not list((root / "index").glob("dropped-*"))

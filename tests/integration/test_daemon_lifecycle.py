@@ -88,6 +88,16 @@ def test_a_daemon_does_nothing_while_there_is_room_until_its_plan_is_due(
     assert steps.step() is None
 
 
+def test_a_machines_daemons_plan_once_together(store: Store, clock: ManualClock) -> None:
+    first, second = daemon(store), daemon(store)
+    clock.advance(1000)
+    assert first.step() is not None
+    assert second.step() is None
+    clock.advance(1000)
+    assert second.step() is not None
+    assert first.step() is None
+
+
 def test_a_daemon_keeps_a_namespace_within_its_quota(store: Store, clock: ManualClock) -> None:
     for block in range(8):
         put_block(store, block)

@@ -26,7 +26,7 @@ from kvfs.policy.eviction import Budget, Plan, Reason, Verdict
 from kvfs.policy.settings import LifecycleSettings
 from kvfs.store.collection import Collector
 from kvfs.store.housekeeping import SweepReport
-from kvfs.store.lifecycle import load_settings, only_one, recode, scrub_due, survey
+from kvfs.store.lifecycle import load_settings, note_plan, only_one, recode, scrub_due, survey
 from kvfs.store.rebuild import write_snapshot
 from kvfs.store.removal import Outcome
 from kvfs.store.store import Store
@@ -105,6 +105,7 @@ def collect(store: Store, settings: LifecycleSettings) -> Report:
     dead_readers = context.index.free_dead_readers()
     trash_bytes = collector.empty_trash()
     report = plan_collection(store, settings)
+    note_plan(context)
     report.jump_s, report.dead_readers, report.trash_bytes = jump_s, dead_readers, trash_bytes
     low = settings.low_ratio * context.capacity_bytes
     report.outcome = collector.execute(
