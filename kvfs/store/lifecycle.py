@@ -25,6 +25,7 @@ from kvfs.index.lmdb_index import ReadTransaction
 from kvfs.model import Digest
 from kvfs.policy.eviction import Budget, Plan, Planner
 from kvfs.policy.settings import FILE_NAME, LifecycleSettings, parse_settings
+from kvfs.policy.survey import Candidate
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.collection import Collector, Walk
 from kvfs.store.context import StoreContext
@@ -90,16 +91,25 @@ def note_plan(context: StoreContext) -> None:
 
 
 def survey(
-    context: StoreContext, settings: LifecycleSettings, pace: Callable[[], None] = lambda: None
+    context: StoreContext,
+    settings: LifecycleSettings,
+    pace: Callable[[], None] = lambda: None,
+    see: Callable[[Candidate], None] | None = None,
 ) -> tuple[Planner, Budget, Walk]:
-    """Take every live name into a planner; changes nothing."""
+    """Take every live name into a planner; changes nothing. see: called with each."""
     walk, budget = Walk(context, pace), Collector(context).budget(settings)
     with context.index.read() as txn:
         pending_s = Timekeeper(context).pending_s(txn)
         names = _namespace_names(txn)
     planner = Planner(budget, context.now_s() - pending_s, settings.rules, names)
-    planner.survey(walk)
+    planner.survey(walk if see is None else _shown(walk, see))
     return planner, budget, walk
+
+
+def _shown(walk: Walk, see: Callable[[Candidate], None]) -> Iterator[Candidate]:
+    for candidate in walk:
+        see(candidate)
+        yield candidate
 
 
 def recode(

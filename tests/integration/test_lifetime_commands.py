@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kvfs.clock import ManualClock, SystemClock
+from kvfs.config import process_environment
 from kvfs.model import ObjectPath, Pin, PutOptions
 from kvfs.open_store import init_store, open_store
 from kvfs_tools.cli import run
@@ -112,3 +120,30 @@ def test_top_shows_hits_prefixes_and_what_goes_next(
     assert kvfs(tmp_path / "t", "top", "--once") is ExitCode.OK
     assert "hottest prefixes" in capsys.readouterr().out
     assert kvfs(tmp_path / "t", "top", "--json") is ExitCode.USAGE
+
+
+def test_top_shows_picture_after_picture_until_it_is_interrupted(store: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    terminal, shown_on = pty.openpty()
+    command = [sys.executable, "-m", "kvfs_tools.cli", "top", "--interval", "0.05"]
+    running = subprocess.Popen(
+        [*command, "--store", str(store)],
+        stdout=shown_on,
+        env={**process_environment(), "PYTHONPATH": f"{root}:{root}/tools:{root}/gateway"},
+    )
+    os.close(shown_on)
+    printed = b""
+    try:
+        while printed.count(b"hottest prefixes") < 2:
+            ready, _, _ = select.select([terminal], [], [], 30)
+            assert ready, printed
+            printed += os.read(terminal, 65_536)
+        running.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the terminal's other end is closed
+            while select.select([terminal], [], [], 30)[0] and os.read(terminal, 65_536):
+                pass
+        assert running.wait(timeout=30) == 0
+    finally:
+        running.kill()
+        running.wait()
+        os.close(terminal)

@@ -7,6 +7,7 @@ sees every process of the machine and disturbs none: an access shows once its pr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import Counter
@@ -22,7 +23,6 @@ from rich.text import Text
 
 from kvfs.model import StoreUsage
 from kvfs.policy.survey import Candidate
-from kvfs.store.collection import Walk
 from kvfs.store.lifecycle import load_settings, survey
 from kvfs.store.store import Store
 from kvfs_tools.command_store import json_option, open_command_store, store_option
@@ -45,8 +45,8 @@ class Look:
     used: int = 0
     """Objects used since they were written, within the window."""
     used_bytes: int = 0
-    hot: Counter[bytes] = field(default_factory=Counter)
-    """Prefix -> objects used within the window."""
+    hot: list[tuple[bytes, int]] = field(default_factory=list)
+    """(prefix, objects used within the window), hottest first."""
     next_out: list[tuple[bytes, int, int]] = field(default_factory=list)
     """(path, bytes, seconds unused) of what is evicted first."""
 
@@ -62,26 +62,28 @@ class Look:
 
 def look(store: Store, window_s: int) -> Look:
     """Survey the store: what happened within the last `window_s` seconds, and what goes next."""
-    context = store.context
-    seen = Look(context.now_s(), store.usage())
+    seen = Look(store.context.now_s(), store.usage())
     since_s = seen.now_s - window_s
-    walk = Walk(context)
-    for candidate in walk:
+    hot: Counter[tuple[int, bytes]] = Counter()
+
+    def see(candidate: Candidate) -> None:
         if candidate.written_s > since_s:
             seen.written += 1
             seen.written_bytes += candidate.stored_bytes
         if candidate.accessed_s > max(since_s, candidate.written_s):
             seen.used += 1
             seen.used_bytes += candidate.stored_bytes
-            prefix = _prefix(walk, candidate)
-            if prefix in seen.hot or len(seen.hot) < MAX_PREFIXES:
-                seen.hot[prefix] += 1
-    planner, _, names = survey(context, load_settings(store.path))
+            prefix = candidate.namespace_id, _prefix(candidate.key)
+            if prefix in hot or len(hot) < MAX_PREFIXES:
+                hot[prefix] += 1
+
+    planner, _, walk = survey(store.context, load_settings(store.path), see=see)
+    for (namespace_id, prefix), count in hot.most_common(ROWS):
+        seen.hot.append((walk.names.get(namespace_id, b"") + b"/" + prefix, count))
     for inode in islice(planner.next_inodes(), ROWS):
-        candidate_or_none = names.one(inode)
-        if candidate_or_none is not None:
-            each = candidate_or_none
-            path = names.names.get(each.namespace_id, b"") + b"/" + each.key
+        each = walk.one(inode)
+        if each is not None:
+            path = walk.names.get(each.namespace_id, b"") + b"/" + each.key
             seen.next_out.append((path, each.stored_bytes, max(0, seen.now_s - each.accessed_s)))
     return seen
 
@@ -104,17 +106,22 @@ def top(once: bool, interval: float, window: int, store_path: Path | None, is_js
         elif once:
             Console().print(_picture(look(store, window), window))
         else:
-            pause = threading.Event()
-            with Live(_picture(look(store, window), window), auto_refresh=False) as live:
-                while not pause.wait(interval):
-                    live.update(_picture(look(store, window), window), refresh=True)
+            _show_live(store, interval, window)
 
 
-def _prefix(walk: Walk, candidate: Candidate) -> bytes:
-    """Return the bucket and the key's first directory (or its model, where there is none)."""
-    bucket = walk.names.get(candidate.namespace_id, b"")
-    head, slash, _ = candidate.key.partition(b"/")
-    return bucket + b"/" + (head + slash if slash else head.partition(b"@")[0])
+def _show_live(store: Store, interval_s: float, window_s: int) -> None:
+    """Show picture after picture; Ctrl-C is how it ends, not an error."""
+    pause = threading.Event()
+    first = _picture(look(store, window_s), window_s)
+    with contextlib.suppress(KeyboardInterrupt), Live(first, auto_refresh=False) as live:
+        while not pause.wait(interval_s):
+            live.update(_picture(look(store, window_s), window_s), refresh=True)
+
+
+def _prefix(key: bytes) -> bytes:
+    """Return the key's first directory (or its model, where there is none)."""
+    head, slash, _ = key.partition(b"/")
+    return head + slash if slash else head.partition(b"@")[0]
 
 
 def _document(seen: Look, window_s: int) -> dict[str, object]:
@@ -132,7 +139,7 @@ def _document(seen: Look, window_s: int) -> dict[str, object]:
         "capacity_bytes": usage.capacity_bytes,
         "hottest_prefixes": [
             {"prefix": render_json_name(prefix), "used_objects": count}
-            for prefix, count in seen.hot.most_common(ROWS)
+            for prefix, count in seen.hot
         ],
         "next_evictions": [
             {"path": render_json_name(path), "bytes": size, "unused_seconds": idle_s}
@@ -152,7 +159,7 @@ def _picture(seen: Look, window_s: int) -> Group:
         f"{usage.object_count} objects\n"
     )
     hot = Table("used", "hottest prefixes", box=None, expand=True)
-    for prefix, count in seen.hot.most_common(ROWS):
+    for prefix, count in seen.hot:
         hot.add_row(str(count), Text(render_bytes(prefix)))
     out = Table("size", "unused", "next evictions", box=None, expand=True)
     for path, size, idle_s in seen.next_out:
