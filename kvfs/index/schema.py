@@ -46,7 +46,6 @@ from kvfs.model import (
     Entry,
     Kind,
     NamespaceId,
-    ObjectPath,
     Pin,
 )
 
@@ -411,11 +410,6 @@ def check_component(name: bytes) -> None:
         raise InvalidName(
             f"the name has {len(name)} bytes; at most {MAX_MOUNT_NAME_LENGTH} may be: shorten it"
         )
-
-
-def describe(path: ObjectPath) -> str:
-    """Return `path` for a sentence."""
-    return repr(str(path))
 
 
 _KINDS = {int(kind): kind for kind in Kind}

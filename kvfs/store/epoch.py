@@ -37,12 +37,7 @@ class Epoch:
         Waits while another process opens or closes (recovery included).
         """
         with self._locked():
-            try:
-                fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_alone = True
-            except BlockingIOError:
-                is_alone = False
-            yield is_alone
+            yield self._is_alone()
             fcntl.flock(self._alive, fcntl.LOCK_SH)
 
     def was_clean(self) -> bool:
@@ -58,30 +53,36 @@ class Epoch:
 
     def mark_clean(self) -> None:
         """Say that a store just made was left in order, and let go of it. Raises: OSError."""
-        self._clean.touch(mode=0o600)
-        sync_directory(self._clean.parent)
+        self._write_clean()
         self.release()
 
     @contextmanager
     def closing(self) -> Iterator[bool]:
         """Yield whether we are the last one; on leaving without error the stop was clean."""
         with self._locked():
-            try:
-                fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_last = True
-            except BlockingIOError:
-                is_last = False
+            is_last = self._is_alone()
             yield is_last
             if is_last:
                 with contextlib.suppress(OSError):  # then the next opener checks, that is all
-                    self._clean.touch(mode=0o600)
-                    sync_directory(self._clean.parent)
+                    self._write_clean()
 
     def release(self) -> None:
         """Let go of the store without saying that it is clean. Idempotent."""
         if self._alive >= 0:
             os.close(self._alive)
             self._alive = -1
+
+    def _is_alone(self) -> bool:
+        """Take `alive` exclusively; return whether nobody else holds it. Under open.lock only."""
+        try:
+            fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _write_clean(self) -> None:
+        self._clean.touch(mode=0o600)
+        sync_directory(self._clean.parent)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -17,7 +17,6 @@ from kvfs.errors import (
     AlreadyExists,
     IsADirectory,
     NamespaceNotFound,
-    NotADirectory,
     NotFound,
     PreconditionFailed,
 )
@@ -219,10 +218,8 @@ def drop_inode(
     return trash
 
 
-def add_reference(txn: WriteTransaction, digest: Digest) -> None:
-    """Count one more inode for a live block."""
-    block = txn.block(digest)
-    assert block is not None, "only a live block gains a reference"
+def add_reference(txn: WriteTransaction, digest: Digest, block: BlockRow) -> None:
+    """Count one more inode for a block that the caller found usable."""
     block.refs += 1
     txn.put_block(digest, block)
 
@@ -278,9 +275,3 @@ def file_row(txn: ReadTransaction, inode: int) -> InodeRow:
     if row.kind is Kind.DIRECTORY:
         raise IsADirectory("this is a directory")
     return row
-
-
-def must_be_directory(kind: int) -> None:
-    """Raise NotADirectory unless `kind` is one."""
-    if kind != tree.DIRECTORY:
-        raise NotADirectory("this is no directory")

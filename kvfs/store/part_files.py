@@ -114,12 +114,6 @@ class PartWriter:
         self._end = max(self._end, end)
         return len(data)
 
-    def copy_from(self, source: int, offset: int, length: int) -> None:
-        """Fill the part with a range of an open raw block (UploadPartCopy). Raises: NoSpace."""
-        self.ensure(length)
-        copy_range(source, offset, self.fd, self._offset, length)
-        self._end = max(self._end, length)
-
     def finish(self, etag: str, attributes: Mapping[str, bytes] | None = None) -> PartInfo:
         """Make the part count. The caller has verified its bytes; the writer ends in any case.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import closing
 from typing import Protocol
 
 from kvfs.codec.digest import digest_bytes, digest_file
@@ -41,6 +42,7 @@ from kvfs.store.context import StoreContext
 from kvfs.store.objects import (
     TrashKey,
     add_name,
+    add_reference,
     check_condition,
     find_namespace,
     put_trash,
@@ -126,16 +128,13 @@ class Publisher:
         also: Also | None = None,
     ) -> Entry:
         """Make `staging` the object at `place`; see Store.publish."""
-        try:
+        with closing(staging):  # which does nothing any more once the file is taken
             options = fit_options(options)
             size = staging.size
             staging.ensure(size)
             salt, label = self._prepare(place, options, size)
             digest = self._hash(staging.fd, size, salt)
-        except BaseException:
-            staging.close()
-            raise
-        return self._publish_hashed(staging, size, digest, place, options, label, also)
+            return self._publish_hashed(staging, size, digest, place, options, label, also)
 
     def put(self, place: Place, data: memoryview, options: PutOptions) -> Entry:
         """Store `data` at `place`; see Store.put."""
@@ -147,15 +146,11 @@ class Publisher:
         # another's digest, to be served to whoever stores those bytes next (I1).
         is_constant = type(data.obj) is bytes
         digest = digest_bytes(salt, data) if is_constant and data else NO_DIGEST
-        staging = Staging(self._context.files, self._space, label.namespace_id, len(data))
-        try:
+        with Staging(self._context.files, self._space, label.namespace_id, len(data)) as staging:
             staging.write(data)
             if not is_constant:
                 digest = self._hash(staging.fd, len(data), salt)
-        except BaseException:
-            staging.close()
-            raise
-        return self._publish_hashed(staging, len(data), digest, place, options, label, None)
+            return self._publish_hashed(staging, len(data), digest, place, options, label, None)
 
     def _publish_hashed(
         self,
@@ -272,8 +267,7 @@ class Publisher:
         moved = also(txn) if also is not None else 0
         if sealed.digest:
             if block is not None and is_live:
-                block.refs += 1
-                txn.put_block(sealed.digest, block)
+                add_reference(txn, sealed.digest, block)
             else:
                 trash = self._insert_block(txn, sealed, block, target.namespace_id)
                 is_used = True

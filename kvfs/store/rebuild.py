@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -190,11 +190,8 @@ def _insert(
             continue  # a bucket deleted since, or a second file of one digest: an orphan
         if _is_denied(found, snapshot):
             continue
-        rows = _rows_of(found, snapshot)
-        newest = [
-            (place, row) for place, row in rows if _is_newest(txn, context, place, found.label)
-        ]
-        if not newest:
+        place = _place_of(txn, found.label)
+        if not _is_newest(txn, context, place, found.label):
             continue
         counters = txn.counters()
         counters.sequence += 1
@@ -203,22 +200,18 @@ def _insert(
         txn.put_block(
             found.digest,
             BlockRow(
-                found.generation, found.label.size, sectors(found.length), len(newest),
+                found.generation, found.label.size, sectors(found.length), 1,
                 counters.sequence, found.label.namespace_id, found.label.codec,
             ),
         )  # fmt: skip
-        for place, row in newest:
-            target = resolve_target(txn, place(txn))
-            add_name(txn, target, row, context.files, row.mtime_ns)
-        inserted += len(newest)
+        row = _row_of(found, snapshot)
+        add_name(txn, resolve_target(txn, place), row, context.files, row.mtime_ns)
+        inserted += 1
     return inserted
 
 
-_PlaceOf = Callable[[ReadTransaction], Place]
-
-
-def _rows_of(found: _Found, snapshot: ReadTransaction | None) -> list[tuple[_PlaceOf, InodeRow]]:
-    """Return the names of a block: the label's; with the snapshot's attributes if it agrees."""
+def _row_of(found: _Found, snapshot: ReadTransaction | None) -> InodeRow:
+    """Return the row of the label's name, with the snapshot's attributes if it agrees."""
     label = found.label
     row = InodeRow(
         Kind.FILE, label.namespace_id, label.mode, label.uid, label.gid, label.size,
@@ -230,7 +223,7 @@ def _rows_of(found: _Found, snapshot: ReadTransaction | None) -> list[tuple[_Pla
     if old is not None:
         row.attributes, row.accessed_s = old.attributes, max(row.accessed_s, old.accessed_s)
         row.expires_at_s = max(row.expires_at_s, old.expires_at_s) if row.expires_at_s else 0
-    return [(_place_of(label), row)]
+    return row
 
 
 def _snapshot_row(found: _Found, snapshot: ReadTransaction | None) -> InodeRow | None:
@@ -269,24 +262,21 @@ def _row_of_name(found: _Found, snapshot: ReadTransaction) -> InodeRow | None:
     return row if row is not None and row.digest == found.digest else None
 
 
-def _place_of(label: BlockLabel) -> _PlaceOf:
-    def place(txn: ReadTransaction) -> Place:
-        if label.namespace_id == ROOT_NAMESPACE:
-            return ChildName(ROOT_INODE, label.path)
-        namespace = txn.namespace(label.namespace_id)
-        assert namespace is not None, "checked by the caller in this transaction"
-        directory = tree.directory_row(txn, namespace.inode)
-        return ObjectPath(directory.name[:-1], label.path)
-
-    return place
+def _place_of(txn: ReadTransaction, label: BlockLabel) -> Place:
+    if label.namespace_id == ROOT_NAMESPACE:
+        return ChildName(ROOT_INODE, label.path)
+    namespace = txn.namespace(label.namespace_id)
+    assert namespace is not None, "checked by the caller in this transaction"
+    directory = tree.directory_row(txn, namespace.inode)
+    return ObjectPath(directory.name[:-1], label.path)
 
 
 def _is_newest(
-    txn: ReadTransaction, context: StoreContext, place: _PlaceOf, label: BlockLabel
+    txn: ReadTransaction, context: StoreContext, place: Place, label: BlockLabel
 ) -> bool:
     """Return whether no file published later already took the name."""
     try:
-        present = resolve_target(txn, place(txn)).present
+        present = resolve_target(txn, place).present
     except KvfsError:
         return False  # a label that names nothing possible
     row = txn.inode(present[0]) if present is not None else None

@@ -49,7 +49,7 @@ from kvfs.store.lifecycle import Lifecycle
 from kvfs.store.maintenance import Maintenance, Step
 from kvfs.store.names import Names
 from kvfs.store.namespaces import Namespaces
-from kvfs.store.objects import TrashKey, add_name, check_condition, resolve_target
+from kvfs.store.objects import TrashKey, add_name, add_reference, check_condition, resolve_target
 from kvfs.store.part_files import PartWriter
 from kvfs.store.publisher import Publisher
 from kvfs.store.read_view import ReadView
@@ -370,14 +370,10 @@ class Store:
             if copied is not None:
                 self._trash.add(copied[1])
                 return copied[0]
-            staging = self.stage(size_bytes=view.size)
-            try:
+            with self.stage(size_bytes=view.size) as staging:
                 for offset in range(0, view.size, COPY_PIECE):
                     staging.write(view.pread(offset, COPY_PIECE))
-            except BaseException:
-                staging.close()
-                raise
-        return self.publish(staging, target, options)
+                return self.publish(staging, target, options)
 
     def _copy_row(
         self, txn: WriteTransaction, entry: Entry, place: ObjectPath, options: PutOptions
@@ -392,8 +388,7 @@ class Store:
         if entry.digest:
             if block is None or not self._trust.is_usable(block):
                 return None
-            block.refs += 1
-            txn.put_block(entry.digest, block)
+            add_reference(txn, entry.digest, block)
         namespace = txn.namespace(target.namespace_id)
         default_ttl_s = namespace.default_ttl_s if namespace is not None else 0
         row = self._publisher.row(options, entry.size, entry.digest, now_ns, default_ttl_s)

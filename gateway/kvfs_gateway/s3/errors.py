@@ -112,11 +112,6 @@ _CODES: dict[str, tuple[int, str]] = {
 }
 
 
-def all_codes() -> tuple[str, ...]:
-    """Return every code the gateway can answer, for the documentation's test."""
-    return tuple(_CODES)
-
-
 @dataclass(frozen=True, slots=True)
 class ErrorContext:
     """What an error body says about the request besides the error."""

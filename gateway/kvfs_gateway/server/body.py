@@ -112,11 +112,6 @@ class RequestBody:
         return self._left == 0
 
     @property
-    def was_asked_for(self) -> bool:
-        """False while a client that expects 100-continue still waits for it."""
-        return not self._needs_continue
-
-    @property
     def left_on_wire(self) -> int:
         """Bytes still to come; -1 when that is unknown."""
         return -1 if self._transfer is not None and not self.is_at_end else self._left
