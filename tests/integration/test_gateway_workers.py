@@ -112,6 +112,19 @@ def test_health_and_metrics_on_the_admin_listener(tmp_path: Path) -> None:
             assert sock.recv(1000).startswith(b"HTTP/1.1 400")
 
 
+def test_metrics_count_the_bytes_that_went_each_way(tmp_path: Path) -> None:
+    with running_gateway(tmp_path / "store", workers=1) as gateway:
+        client = gateway.client()
+        client.put_object(Bucket=ENGINE_BUCKET, Key="k", Body=b"x" * 70_000)
+        client.head_object(Bucket=ENGINE_BUCKET, Key="k")
+        client.get_object(Bucket=ENGINE_BUCKET, Key="k", Range="bytes=0-999")["Body"].read()
+        answered = 'kvfs_gateway_requests_total{operation="GetObject",status="2xx"} 1'
+        wait_until(lambda: answered in fetch(gateway.admin_address, "/metrics"))
+        text = fetch(gateway.admin_address, "/metrics")
+        assert "kvfs_gateway_received_bytes_total 70000\n" in text
+        assert "kvfs_gateway_sent_bytes_total 1000\n" in text, "a HEAD's answer has no body"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

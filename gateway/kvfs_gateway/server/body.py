@@ -112,6 +112,11 @@ class RequestBody:
         return self._left == 0
 
     @property
+    def received(self) -> int:
+        """Payload bytes handed to the reader so far."""
+        return self._received
+
+    @property
     def left_on_wire(self) -> int:
         """Bytes still to come; -1 when that is unknown."""
         return -1 if self._transfer is not None and not self.is_at_end else self._left

@@ -147,7 +147,8 @@ class Connection:
         keeps_alive = head.keeps_alive and not self._settings.is_draining()
         keeps_alive = keeps_alive and await body.discard(DISCARD_LENGTH)
         await self._send(head, response, request_id, keeps_alive=keeps_alive)
-        self._record(access, response.status, response.content_length, started)
+        sent = 0 if head.method == "HEAD" else response.content_length
+        self._record(access, body, response.status, sent, started)
         return keeps_alive
 
     async def _respond(self, head: Head, body: RequestBody, access: Access) -> Response:
@@ -177,17 +178,24 @@ class Connection:
         keeps_alive = head.keeps_alive and not error.closes and not self._settings.is_draining()
         keeps_alive = keeps_alive and await body.discard(DISCARD_LENGTH)
         length = await self._send_error(head, error, access.request_id, keeps_alive=keeps_alive)
-        self._record(access, error.status, length, started, error.code)
+        self._record(access, body, error.status, length, started, error.code)
         if not keeps_alive and not body.is_at_end:
             await self._linger()
         return keeps_alive
 
     def _record(
-        self, access: Access, status: int, length: int, started: float, code: str = ""
+        self,
+        access: Access,
+        body: RequestBody,
+        status: int,
+        sent: int,
+        started: float,
+        code: str = "",
     ) -> None:
         seconds = trio.current_time() - started
-        self._settings.metrics.count_request(access.operation, status, length, seconds)
-        self._settings.access_log.write(access, status, length, seconds, code)
+        self._settings.metrics.count_received(body.received)
+        self._settings.metrics.count_request(access.operation, status, sent, seconds)
+        self._settings.access_log.write(access, status, sent, seconds, code)
 
     async def _send_continue(self) -> None:
         await self._transport.send(CONTINUE)
