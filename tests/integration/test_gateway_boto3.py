@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,11 @@ import pytest
 
 from kvfs.model import ObjectPath
 from kvfs.open_store import open_store
-from tests.integration.gateway_process import Gateway, S3Client, running_gateway
+from tests.integration.gateway_process import Gateway, S3Client
 
 pytestmark = pytest.mark.s3
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway") / "store") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(gateway: Gateway) -> S3Client:
-    return gateway.client()
-
-
-@pytest.fixture
-def bucket(client: S3Client, request: pytest.FixtureRequest) -> str:
-    name = "b-" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:16]
-    client.create_bucket(Bucket=name)
-    return name
 
 
 def code_of(call: Callable[..., object], **arguments: object) -> tuple[str, int]:

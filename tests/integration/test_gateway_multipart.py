@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,31 +21,12 @@ from tests.integration.gateway_process import (
     SECRET_KEY,
     Gateway,
     S3Client,
-    running_gateway,
 )
 from tests.integration.test_gateway_boto3 import code_of
 
 pytestmark = pytest.mark.s3
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway") / "store") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(gateway: Gateway) -> S3Client:
-    return gateway.client()
-
-
-@pytest.fixture
-def bucket(client: S3Client, request: pytest.FixtureRequest) -> str:
-    name = "b-" + hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:16]
-    client.create_bucket(Bucket=name)
-    return name
 
 
 def upload(client: S3Client, bucket: str, parts: list[bytes], **options: Any) -> Any:  # noqa: ANN401
