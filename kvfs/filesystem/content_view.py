@@ -15,7 +15,7 @@ import itertools
 import json
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kvfs.filesystem.mount_state import blocks_of, os_error
 from kvfs.filesystem.records import Attributes, DirectoryRow, EntryReply
@@ -110,7 +110,8 @@ class ContentView:
         if nodeid in (STATUS, METRICS):
             return _looks(nodeid, stat.S_IFREG | 0o400, 0)  # as in /proc: made when it is opened
         known = self._known(nodeid)
-        return _looks(nodeid, stat.S_IFREG | 0o400, known.size)
+        looks = _looks(nodeid, stat.S_IFREG | 0o400, known.size)
+        return replace(looks, blocks=blocks_of(self._store.stored_bytes(known.digest)))
 
     def digest(self, nodeid: int) -> Digest | None:
         """Return the digest of a block's nodeid, None for anything else."""

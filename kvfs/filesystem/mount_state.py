@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from kvfs.aio import BlockingCalls
 from kvfs.clock import Clock
+from kvfs.filesystem import xattrs
 from kvfs.filesystem.handles import HandleTable, SharedView, Writing, WritingFile
 from kvfs.filesystem.inodes import InodeTable, Node
 from kvfs.filesystem.pending_names import PendingNames
@@ -31,8 +32,14 @@ def blocks_of(size: int) -> int:
     return -(-size // SECTOR_BYTES) * (SECTOR_BYTES // 512)
 
 
-def attributes_of(entry: Entry, ino: int) -> Attributes:
-    """Return the stat(2) answer for a published entry."""
+def attributes_of(entry: Entry, ino: int, stored_bytes: int) -> Attributes:
+    """Return the stat(2) answer for a published entry.
+
+    stored_bytes: what its block takes on the disk, which is less than its size once compressed.
+    """
+    atime_ns = xattrs.access_time_ns(entry.attributes)
+    if atime_ns is None:
+        atime_ns = entry.accessed_s * 1_000_000_000 or entry.mtime_ns
     return Attributes(
         ino=ino,
         mode=FILE_TYPES[entry.kind] | entry.mode,
@@ -40,8 +47,8 @@ def attributes_of(entry: Entry, ino: int) -> Attributes:
         uid=entry.uid,
         gid=entry.gid,
         size=SECTOR_BYTES if entry.is_directory else entry.size,
-        blocks=8 if entry.is_directory else blocks_of(entry.size),
-        atime_ns=max(entry.accessed_s * 1_000_000_000, 0) or entry.mtime_ns,
+        blocks=8 if entry.is_directory else blocks_of(stored_bytes),
+        atime_ns=atime_ns,
         mtime_ns=entry.mtime_ns,
         ctime_ns=entry.ctime_ns,
     )
@@ -50,6 +57,7 @@ def attributes_of(entry: Entry, ino: int) -> Attributes:
 def staged_attributes(writing: WritingFile, found: os.stat_result, ino: int) -> Attributes:
     """Return the stat(2) answer for a file that exists only in its staging."""
     options = writing.options
+    atime_ns = xattrs.access_time_ns(options.attributes)
     return Attributes(
         ino=ino,
         mode=stat.S_IFREG | options.mode,
@@ -58,7 +66,7 @@ def staged_attributes(writing: WritingFile, found: os.stat_result, ino: int) -> 
         gid=options.gid,
         size=found.st_size,
         blocks=found.st_blocks,
-        atime_ns=found.st_mtime_ns,
+        atime_ns=found.st_mtime_ns if atime_ns is None else atime_ns,
         mtime_ns=options.mtime_ns or found.st_mtime_ns,
         ctime_ns=found.st_ctime_ns,
     )
@@ -139,7 +147,7 @@ class MountState:
         entry = entry or self.find_entry(node)
         if entry is None:
             return staged
-        published = attributes_of(entry, node.ino)
+        published = self.published(entry, node.ino)
         return replace(published, size=staged.size, blocks=staged.blocks, mtime_ns=staged.mtime_ns)
 
     def _published_attributes(self, node: Node, entry: Entry | None) -> Attributes:
@@ -150,11 +158,16 @@ class MountState:
         """
         entry = entry or self.find_entry(node)
         if entry is not None:
-            node.last = attributes_of(entry, node.ino)
+            node.last = self.published(entry, node.ino)
             return node.last
         if node.last is None:
             raise os_error(errno.ESTALE)
         return replace(node.last, nlink=0)
+
+    def published(self, entry: Entry, ino: int) -> Attributes:
+        """Return the stat(2) answer for a published entry, with what it takes on the disk."""
+        stored = self.store.stored_bytes(entry.digest) if entry.digest else 0
+        return attributes_of(entry, ino, stored)
 
     def reply(
         self, node: Node, entry: Entry | None = None, *, is_fleeting: bool = False

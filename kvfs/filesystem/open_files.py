@@ -17,7 +17,7 @@ from kvfs.errors import AlreadyExists, KvfsError, NotFound
 from kvfs.filesystem.content_view import ContentView, is_view
 from kvfs.filesystem.handles import Handle, SharedView, WritingFile
 from kvfs.filesystem.inodes import Node
-from kvfs.filesystem.mount_state import MountState, attributes_of, os_error
+from kvfs.filesystem.mount_state import MountState, os_error
 from kvfs.filesystem.processes import Creator, Verdict, judge
 from kvfs.filesystem.records import Caller, EntryReply, OpenReply
 from kvfs.model import (
@@ -384,7 +384,7 @@ class OpenFiles:
         finally:
             await self._state.writing.close(writing)
         if replacement is not None:
-            node.last = attributes_of(replacement, node.ino)
+            node.last = self._state.published(replacement, node.ino)
 
     @contextlib.asynccontextmanager
     async def _held(self, node: Node, writing: WritingFile) -> AsyncIterator[None]:
@@ -501,7 +501,7 @@ class OpenFiles:
         state.inodes.pair(node, entry.inode)
         node.overwrites = None
         if not writing.is_shared:
-            state.pending.give_credit(writing, attributes_of(entry, entry.inode))
+            state.pending.give_credit(writing, state.published(entry, entry.inode))
 
     def _follow_rename(self, writing: WritingFile) -> None:
         """A published file that was renamed since is published where it is now."""

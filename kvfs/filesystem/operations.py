@@ -305,8 +305,11 @@ class Operations:
             uid=request.uid,
             gid=request.gid,
             mtime_ns=request.mtime_ns,
-            accessed_s=None if request.atime_ns is None else request.atime_ns // 1_000_000_000,
         )
+        if request.atime_ns is not None:
+            # Shown as it was set. Recency is the store's own: a touch with an old time is one too.
+            shown = {xattrs.ATIME: str(request.atime_ns).encode()}
+            change = replace(change, accessed_s=0, set_attributes=shown)
         if change != AttributeChange():
             await self._apply(node, change)
         return state.attributes(node)
@@ -341,7 +344,10 @@ class Operations:
             return []
         node = self._state.inodes.get(nodeid)
         entry = self._state.find_entry(node)
-        names = sorted(self._stored_xattrs(node)) if entry is None else xattrs.list_names(entry)
+        if entry is None:
+            names = sorted(xattrs.stored_names(self._stored_xattrs(node)))
+        else:
+            names = xattrs.list_names(entry)
         return [name.encode("utf-8", "surrogateescape") for name in names]
 
     async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
@@ -516,4 +522,6 @@ def _with_change(options: PutOptions, change: AttributeChange) -> PutOptions:
         "pin",
     )
     changed = {name: value for name in fields if (value := getattr(change, name)) is not None}
+    if change.mtime_ns == 0:
+        changed["mtime_ns"] = 1  # 0 would mean "when it was written"
     return replace(options, attributes=attributes, **changed)

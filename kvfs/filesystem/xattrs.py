@@ -6,10 +6,14 @@ Entry goes in, values or an AttributeChange come out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvfs.errors import InvalidArgument
 from kvfs.model import AttributeChange, Entry, Pin
 
 PREFIX = "user.kvfs."
+ATIME = PREFIX + "atime"
+"""Holds an access time that utimensat(2) set, as text in ns; stat(2) shows it, no list does."""
 MAX_VALUE_BYTES = 64 * 1024
 """XATTR_SIZE_MAX."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -38,17 +42,28 @@ def read_virtual(entry: Entry, name: str) -> bytes | None:
     return None if text is None else text.encode()
 
 
+def access_time_ns(attributes: Mapping[str, bytes]) -> int | None:
+    """Return the access time that was set by hand, None if none was."""
+    value = attributes.get(ATIME)
+    return None if value is None else int(value)
+
+
 def list_names(entry: Entry) -> list[str]:
     """Return the names to list: stored ones, and virtual ones that were set to something.
 
     Read-only ones stay out, so that a copy with all attributes can write what it read.
     """
-    names = sorted(entry.attributes)
+    names = sorted(stored_names(entry.attributes))
     if entry.ttl_s:
         names.append(PREFIX + "ttl")
     if entry.pin is not Pin.NONE:
         names.append(PREFIX + "pin")
     return names
+
+
+def stored_names(attributes: Mapping[str, bytes]) -> list[str]:
+    """Return the names among `attributes` that somebody else than this mount gave."""
+    return [name for name in attributes if name != ATIME]
 
 
 def change_virtual(name: str, value: bytes) -> AttributeChange:

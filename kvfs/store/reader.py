@@ -183,6 +183,12 @@ class Reader:
                 page.append((Digest(key), unpack_block(raw).size))
             return page
 
+    def stored_bytes(self, digest: Digest) -> int:
+        """Return what a block takes on the disk; see Store.stored_bytes."""
+        with self._index.read() as txn:
+            block = txn.block(digest)
+        return 0 if block is None or block.is_bad else block.stored
+
     def recheck(self, namespace_id: NamespaceId, digest: Digest) -> bool:
         """Hash a block file anew; see Store.recheck."""
         with self._index.read() as txn:

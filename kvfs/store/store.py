@@ -308,6 +308,10 @@ class Store:
         """
         return self._reader.list_blocks(prefix, after, limit)
 
+    def stored_bytes(self, digest: Digest) -> int:
+        """Return what a block takes on the disk, in whole sectors; 0 if there is none."""
+        return self._reader.stored_bytes(digest)
+
     def open_trusted(self, inode: int) -> ReadView | None:
         """Open an object's bytes in microseconds, for an event loop; None = use `open_inode`.
 
