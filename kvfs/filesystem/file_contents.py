@@ -64,16 +64,20 @@ class FileContents:
     async def copy_range(
         self, source: int, source_offset: int, target: int, offset: int, length: int
     ) -> int:
-        """copy_file_range(2): the bytes stay in the kernel."""
+        """copy_file_range(2): a whole sealed file becomes a row; other bytes stay in the kernel."""
         giver, taker = (self._state.handles.get(number) for number in (source, target))
         if taker.writing is None or not taker.is_writer:
             raise os_error(errno.EBADF)
         length = max(0, min(length, self._size(giver) - source_offset, MAX_COPY_BYTES))
+        if not length:
+            return 0
+        if giver.reading is not None:
+            view, extent = giver.reading.view, (source_offset, offset, length)
+            if await self._state.writing.copy_whole(taker.writing, view, *extent):
+                return length
         descriptor = self._descriptor(giver)
         if descriptor is None:
             raise os_error(errno.EOPNOTSUPP)  # the caller reads and writes instead
-        if not length:
-            return 0
         return await self._state.writing.copy_in(
             taker.writing, descriptor, source_offset, offset, length
         )

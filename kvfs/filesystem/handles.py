@@ -25,6 +25,14 @@ from kvfs.aio import BlockingCalls
 from kvfs.errors import KvfsError
 from kvfs.filesystem.errno_map import errno_of
 from kvfs.filesystem.processes import Creator
+from kvfs.filesystem.whole_copies import (
+    WholeCopy,
+    begin,
+    copy_bytes,
+    extend,
+    fill,
+    is_untouched,
+)
 from kvfs.model import NO_DIGEST, ChildName, Codec, Digest, Entry, NamespaceId, PutOptions
 from kvfs.store.read_view import ReadView
 from kvfs.store.staging import Staging
@@ -82,6 +90,8 @@ class WritingFile:
     sealed_digest: Digest = NO_DIGEST
     published_ns: int = 0
     """When, on the monotonic clock."""
+    copied: WholeCopy | None = None
+    """Its beginning is a hole that stands for a sealed file's bytes."""
     is_mappable: bool = False
     """Opened for reading and writing: a mapping can change it without a new mtime."""
     lock: trio.Lock = field(default_factory=trio.Lock)
@@ -232,6 +242,7 @@ class Writing:
     async def read(self, writing: WritingFile, offset: int, length: int) -> bytes:
         """Return up to `length` bytes as the writer sees them."""
         async with writing.lock:
+            await self.fill_copy(writing)
             source = writing.direct if writing.staging is None else writing.staging.fd
             if source >= 0:
                 return await self._run(length, os.pread, source, length, offset)
@@ -295,6 +306,54 @@ class Writing:
             writing.is_changed = True
             return copied
 
+    async def copy_whole(
+        self, writing: WritingFile, view: ReadView, source_offset: int, offset: int, length: int
+    ) -> bool:
+        """Let the file share what it is given of `view`, from its beginning on.
+
+        Returns False where the bytes must be copied.
+        """
+        async with writing.lock:
+            staging, copied = writing.staging, writing.copied
+            done = 0 if copied is None else copied.length
+            if staging is None or not _may_share(writing, view):
+                return False
+            if offset != source_offset or offset != done or done != staging.size:
+                return False
+            if copied is not None:
+                return await self._in_thread(extend, staging, copied, done + length)
+            writing.copied = await self._in_thread(begin, staging, view, length)
+            return writing.copied is not None
+
+    async def fill_copy(self, writing: WritingFile) -> None:
+        """Give a whole copy bytes of its own. Caller holds the lock."""
+        copied, writing.copied = writing.copied, None
+        if copied is None:
+            return
+        try:
+            if writing.staging is not None:
+                await self._in_thread(writing.staging.ensure, copied.length)
+            descriptor = writing.direct if writing.staging is None else writing.staging.fd
+            await self._in_thread(fill, descriptor, copied)
+        except (KvfsError, OSError) as error:
+            writing.failure = writing.failure or errno_of(error)
+            raise
+
+    def _seal(self, writing: WritingFile, staging: Staging, options: PutOptions) -> Entry:
+        """Publish the bytes, or a row that shares those of a whole copy. Runs in a thread."""
+        assert writing.place is not None, "only a file with a name is published"
+        copied = writing.copied
+        if copied is not None and copied.is_complete() and is_untouched(staging.fd, copied):
+            entry = self._store.share(copied.view, writing.place, options)
+            if entry is not None:
+                staging.close()
+                return entry
+        if copied is not None:
+            writing.copied = None
+            staging.ensure(staging.size)
+            fill(staging.fd, copied)
+        return self._store.publish(staging, writing.place, options)
+
     async def sync(self, writing: WritingFile) -> None:
         async with writing.lock:
             if writing.staging is not None:
@@ -316,7 +375,7 @@ class Writing:
             options = replace(options, mtime_ns=found.st_mtime_ns)
         writing.sealing, writing.staging = found, None
         try:
-            entry = await self._in_thread(self._store.publish, staging, writing.place, options)
+            entry = await self._in_thread(self._seal, writing, staging, options)
         except (KvfsError, OSError) as error:
             writing.failure = writing.failure or errno_of(error)
             await self.discard(writing)
@@ -324,6 +383,8 @@ class Writing:
         finally:
             writing.sealing = None
         self._close_base(writing)
+        if writing.direct < 0:
+            self._end_copy(writing)
         writing.inode, writing.sealed_size = entry.inode, entry.size
         writing.sealed_at, writing.sealed_digest = mark_of(found), entry.digest
         writing.is_changed = writing.is_hidden = False
@@ -335,6 +396,7 @@ class Writing:
 
     async def _copy_direct(self, writing: WritingFile) -> Staging:
         """Copy what the kernel wrote since the file was sealed; the old one is withdrawn (I3)."""
+        await self.fill_copy(writing)
         staging = await self._in_thread(self._store.stage, writing.namespace_id)
         try:
             size = os.fstat(writing.direct).st_size
@@ -358,6 +420,7 @@ class Writing:
         async with writing.lock:
             await self.discard(writing)
             self._close_base(writing)
+            self._end_copy(writing)
             if writing.direct >= 0:
                 os.close(writing.direct)
                 writing.direct = -1
@@ -368,6 +431,7 @@ class Writing:
         """Return the file's staging, filled from its base if it is new. Caller holds the lock."""
         if writing.is_discarded:
             raise OSError(writing.failure or errno.EIO, "the file was given up by its writer")
+        await self.fill_copy(writing)
         if writing.staging is not None:
             return writing.staging
         if writing.direct >= 0:
@@ -377,7 +441,7 @@ class Writing:
         staging = await self._in_thread(self._store.stage, writing.namespace_id)
         if writing.base is not None:
             try:
-                await self._in_thread(fill, staging, writing.base, keep)
+                await self._in_thread(fill_base, staging, writing.base, keep)
             except BaseException:
                 staging.close()
                 raise
@@ -388,6 +452,12 @@ class Writing:
         if length <= INLINE_BYTES:
             return call(*arguments)
         return await self._in_thread(call, *arguments)
+
+    @staticmethod
+    def _end_copy(writing: WritingFile) -> None:
+        copied, writing.copied = writing.copied, None
+        if copied is not None:
+            copied.view.close()
 
     @staticmethod
     def _close_base(writing: WritingFile) -> None:
@@ -404,7 +474,7 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def fill(staging: Staging, view: ReadView, keep: int | None) -> None:
+def fill_base(staging: Staging, view: ReadView, keep: int | None) -> None:
     """Copy a sealed file into staging, at most `keep` bytes of it.
 
     Copies: none in user space for raw blocks (copy_file_range; a reflink where the disk can).
@@ -418,14 +488,12 @@ def fill(staging: Staging, view: ReadView, keep: int | None) -> None:
         staging.pwrite(view.pread(offset, min(COPY_BYTES, wanted - offset)), offset)
 
 
-def copy_bytes(source: int, target: int, length: int) -> None:
-    """Copy the first `length` bytes between files inside the kernel. Raises: OSError."""
-    done = 0
-    while done < length:
-        moved = os.copy_file_range(source, target, min(COPY_BYTES, length - done), done, done)
-        if not moved:
-            raise OSError(errno.EIO, "the file is shorter than it was")
-        done += moved
+def _may_share(writing: WritingFile, view: ReadView) -> bool:
+    """Whether a whole copy of `view` may stay a hole: see whole_copies.py."""
+    is_alone = writing.openers == 1 and not writing.is_mappable and not writing.is_shared
+    is_fit = bool(view.entry.digest) and not view.entry.is_mutable
+    is_healthy = not writing.failure and not writing.is_discarded
+    return is_alone and is_fit and is_healthy and view.entry.namespace_id == writing.namespace_id
 
 
 def mark_of(found: os.stat_result) -> tuple[int, int]:

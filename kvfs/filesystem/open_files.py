@@ -100,6 +100,9 @@ class OpenFiles:
         if is_view(nodeid):
             return await self._open_in_view(nodeid, flags)
         node = self._state.inodes.get(nodeid)
+        if node.writing is not None and node.writing.copied is not None:
+            async with node.writing.lock:  # its bytes will be looked at
+                await self._state.writing.fill_copy(node.writing)
         if not wants_write(flags):
             return await self._open_for_reading(node)
         self._state.require_writable()
@@ -494,11 +497,20 @@ class OpenFiles:
         state = self._state
         if not writing.is_hidden and not writing.is_shared:
             self._follow_rename(writing)
-        entry = await state.writing.publish(writing)
+        try:
+            entry = await state.writing.publish(writing)
+        except (KvfsError, OSError):
+            if writing.is_discarded:  # its name leads nowhere from now on, whoever has it open
+                state.pending.remove_writer(writing)
+            raise
         if entry is None:
             return
         writing.published_ns = state.clock.monotonic_ns()
-        state.inodes.pair(node, entry.inode)
+        if writing.copied is None:
+            state.inodes.pair(node, entry.inode)
+        else:  # the kernel would show its openers a hole: they are led to a node of their own
+            state.inodes.unpair(node)
+            node.inode = entry.inode
         node.overwrites = None
         if not writing.is_shared:
             state.pending.give_credit(writing, state.published(entry, entry.inode))

@@ -94,6 +94,18 @@ class ReadView:
             raise
         return descriptor
 
+    def duplicate(self) -> ReadView:
+        """Return a view of the same bytes with a descriptor of its own. Raises: Unavailable."""
+        try:
+            descriptor = os.dup(self.fd)
+        except OSError as error:
+            raise os_error(error, "cannot open a block file once more") from error
+        try:
+            return ReadView(self.entry, descriptor, self.codec, self._condemn)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
     def detach(self) -> int:
         """Hand the descriptor to the caller, who closes it."""
         fd, self._fd = self.fd, -1

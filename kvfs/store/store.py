@@ -370,17 +370,29 @@ class Store:
         with self.open_read(source) as view:
             entry = view.entry
             options = _options_of(entry) if options is None else fit_options(options)
-            copied = self._context.commit(lambda txn: self._copy_row(txn, entry, target, options))
-            if copied is not None:
-                self._trash.add(copied[1])
-                return copied[0]
+            shared = self.share(view, target, options)
+            if shared is not None:
+                return shared
             with self.stage(size_bytes=view.size) as staging:
                 for offset in range(0, view.size, COPY_PIECE):
                     staging.write(view.pread(offset, COPY_PIECE))
                 return self.publish(staging, target, options)
 
+    def share(self, view: ReadView, place: Place, options: PutOptions) -> Entry | None:
+        """Give an open object's bytes one more name, a row that shares its block.
+
+        None where bytes must be copied: another namespace, a mutable file, or a block that is gone.
+        Raises: as publish.
+        """
+        options = fit_options(options)
+        copied = self._context.commit(lambda txn: self._copy_row(txn, view.entry, place, options))
+        if copied is None:
+            return None
+        self._trash.add(copied[1])
+        return copied[0]
+
     def _copy_row(
-        self, txn: WriteTransaction, entry: Entry, place: ObjectPath, options: PutOptions
+        self, txn: WriteTransaction, entry: Entry, place: Place, options: PutOptions
     ) -> tuple[Entry, list[TrashKey]] | None:
         """Add a row that shares the block; None where bytes must be copied."""
         now_ns = self._context.clock.now_ns()
