@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfs.errors import Denied, NotAStore, UnsupportedFormat
-from kvfs.model import Durability
+from kvfs.model import DEFAULT_SEAL_LIMIT, Durability
 
 FORMAT_VERSION = 1
 FILE_NAME = "kvfs.toml"
@@ -27,17 +27,19 @@ class StoreFormat:
     capacity_bytes: int
     durability: Durability
     created_ns: int
+    seal_limit_bytes: int = DEFAULT_SEAL_LIMIT
 
     def render(self) -> str:
         """Return the file's text."""
         return (
-            "# kvfs store. `capacity` (bytes) may be changed while nothing has the store open;\n"
-            "# the rest may not.\n"
+            "# kvfs store. `capacity` and `seal_limit` (bytes) may be changed while nothing has\n"
+            "# the store open; the rest may not.\n"
             f"format = {FORMAT_VERSION}\n"
             f'store_id = "{self.store_id}"\n'
             f'digest = "{DIGEST}"\n'
             f'durability = "{self.durability.value}"\n'
             f"capacity = {self.capacity_bytes}\n"
+            f"seal_limit = {self.seal_limit_bytes}\n"
             f"created_ns = {self.created_ns}\n"
         )
 
@@ -75,7 +77,11 @@ def _parse(path: Path, fields: dict[str, object]) -> StoreFormat:
         durability = Durability(str(fields.get("durability", "cache")))
     except ValueError as error:
         raise NotAStore(f'{path}: `durability` must be "cache" or "durable": correct it') from error
-    return StoreFormat(str(fields.get("store_id", "")), capacity, durability, created_ns)
+    seal_limit = fields.get("seal_limit", DEFAULT_SEAL_LIMIT)
+    if not isinstance(seal_limit, int) or seal_limit <= 0:
+        raise NotAStore(f"{path}: `seal_limit` must be a positive number of bytes: correct it")
+    store_id = str(fields.get("store_id", ""))
+    return StoreFormat(store_id, capacity, durability, created_ns, seal_limit)
 
 
 def write_format(root: Path, format_: StoreFormat) -> None:

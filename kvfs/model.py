@@ -25,6 +25,9 @@ MAX_KEY_LENGTH = 1024
 """S3's limit on an object key, in bytes."""
 MAX_DEPTH = 256
 """Path components at most, so that no walk over outside input is unbounded (I8)."""
+DEFAULT_SEAL_LIMIT = 1 << 30
+"""Hashing more at close would hold a writer for most of a second, and what is larger is an engine's
+slab that it goes on writing to, not a block."""
 MAX_MOUNT_NAME_LENGTH = 255
 """NAME_MAX: longer segments exist in S3 only; the mount does not show them."""
 
@@ -141,6 +144,8 @@ class Entry:
     """A symlink's target."""
     is_mutable: bool = False
     """Kept in files/, never content-addressed."""
+    allocated_bytes: int = 0
+    """Of a mutable file: what it takes on disk, which is less than its size where it has holes."""
 
     @property
     def is_directory(self) -> bool:

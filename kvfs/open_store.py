@@ -20,7 +20,7 @@ from kvfs.format import FILE_NAME, StoreFormat, read_format, write_format
 from kvfs.index.committer import Committer
 from kvfs.index.lmdb_index import LmdbIndex
 from kvfs.index.probe import is_index_readable, metas_fit
-from kvfs.model import Durability
+from kvfs.model import DEFAULT_SEAL_LIMIT, Durability
 from kvfs.store.block_files import BlockFiles, os_error
 from kvfs.store.context import StoreContext
 from kvfs.store.epoch import Epoch
@@ -52,6 +52,7 @@ def init_store(
     *,
     capacity_bytes: int | None = None,
     durability: Durability = Durability.CACHE,
+    seal_limit_bytes: int = DEFAULT_SEAL_LIMIT,
     clock: Clock | None = None,
     randomness: Randomness | None = None,
 ) -> StoreFormat:
@@ -81,7 +82,8 @@ def init_store(
         raise StoreExists(f"{root} is a file or below one: choose a directory") from error
     except OSError as error:
         raise os_error(error, f"cannot make a store in {root}") from error
-    format_ = StoreFormat(randomness.token(16).hex(), capacity, durability, clock.now_ns())
+    store_id = randomness.token(16).hex()
+    format_ = StoreFormat(store_id, capacity, durability, clock.now_ns(), seal_limit_bytes)
     context = _context(root, format_, clock, randomness, is_read_only=False)
     Namespaces(context).create_root()
     context.index.sync()
@@ -240,7 +242,7 @@ def _context(
         raise
     return StoreContext(
         root, index, Committer(index), files, clock, randomness, format_.durability,
-        format_.capacity_bytes, is_read_only,
+        format_.capacity_bytes, is_read_only, format_.seal_limit_bytes,
     )  # fmt: skip
 
 

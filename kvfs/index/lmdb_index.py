@@ -26,6 +26,7 @@ from kvfs.index.schema import (
     NAMESPACE_PREFIX,
     TABLES,
     BlockRow,
+    FileRow,
     InodeRow,
     NamespaceRow,
     expiry_key,
@@ -33,6 +34,8 @@ from kvfs.index.schema import (
     pack_block,
     pack_count,
     pack_dirent,
+    pack_file,
+    pack_file_key,
     pack_inode,
     pack_namespace,
     pack_namespace_key,
@@ -40,6 +43,7 @@ from kvfs.index.schema import (
     unpack_block,
     unpack_dirent,
     unpack_entry,
+    unpack_file,
     unpack_inode,
     unpack_namespace,
     unpack_namespace_id,
@@ -144,6 +148,11 @@ class ReadTransaction:
         """Yield every namespace."""
         for key, raw in self.rows("meta", NAMESPACE_PREFIX):
             yield NamespaceId(int.from_bytes(key[1:], "big")), unpack_namespace(raw)
+
+    def mutable_file(self, inode: int) -> FileRow | None:
+        """Return a working copy of a mutable file's row."""
+        raw = self._txn.get(pack_file_key(inode), db=self._index.meta)
+        return None if raw is None else unpack_file(raw)
 
     def children(self, parent: int, start: bytes = b"") -> Iterator[tuple[bytes, int, int]]:
         """Yield (piece, inode, kind) of the children whose piece is >= `start`, in byte order."""
@@ -277,6 +286,12 @@ class WriteTransaction(ReadTransaction):
 
     def delete_block(self, digest: Digest) -> None:
         self.delete("blocks", digest)
+
+    def put_mutable_file(self, inode: int, row: FileRow) -> None:
+        self.put("meta", pack_file_key(inode), pack_file(row))
+
+    def delete_mutable_file(self, inode: int) -> None:
+        self.delete("meta", pack_file_key(inode))
 
     def put_count(self, table: str, key: bytes, count: int) -> None:
         """Store one u64."""

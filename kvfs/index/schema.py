@@ -11,13 +11,14 @@ objects with names as long as LMCache's must stay under 600 bytes of live pages 
     blocks      digest 32                                BlockRow
     lru         priority u8, accessed_s u32, inode u64   -           no row: hard-pinned
     expiry      expires_at_s u32, inode u64              -           no row: never expires
-    trash       digest 32, generation u64                stored u64  unlink is due (see store/trash)
+    trash       digest 32 or inode u64, generation u64   stored u64  unlink is due (see store/trash)
     uploads     upload id                                owned by store/uploads.py
     parts       upload id, part number u16               owned by store/uploads.py
     meta        "counters"                               Counters    written by every publish
                 "suspect ranges"                         see store/trust.py
                 "n", namespace id u32                    NamespaceRow
                 "g", lease id 8                          bytes u64   space a process may still fill
+                "f", inode u64                           FileRow     a mutable file's file
 
 What every publish changes lies in `meta` together: one page to write instead of three (10 us each).
 
@@ -71,6 +72,9 @@ unpack_expiry_key = struct.Struct(">IQ").unpack
 pack_count = struct.Struct("<Q").pack
 NAMESPACE_PREFIX = b"n"
 GRANT_PREFIX = b"g"
+FILE_PREFIX = b"f"
+"""In `meta`, not in a table of its own: a store made before there were any opens as it is, also for
+reading only, and there are a few hundred of them, not millions."""
 
 # kind flags mode uid gid namespace size mtime_ns ctime_ns accessed expires ttl class priority pin
 # nlink parent name_length etag_length
@@ -78,6 +82,7 @@ _INODE = struct.Struct("<BBHIIIQQQIIIHBBIQHB")
 _BLOCK = struct.Struct("<QQQIQIBB")
 _NAMESPACE = struct.Struct("<QQQQQQIB")
 _ATTRIBUTE = struct.Struct("<HI")
+_FILE = struct.Struct("<QQ")
 
 _IS_IMPLIED = 1
 _IS_SLIDING = 2
@@ -190,7 +195,7 @@ def entry_of(inode: int, row: InodeRow) -> Entry:
         inode, row.kind, row.namespace_id, row.mode, row.uid, row.gid,
         0 if is_directory else row.size, row.mtime_ns, row.ctime_ns, row.accessed_s,
         row.expires_at_s, row.ttl_s, row.ttl_class, row.is_sliding, row.priority, row.pin,
-        row.nlink, row.digest, row.etag or derived_etag(row), row.attributes, row.parent,
+        row.nlink, row.digest, _etag_of(inode, row), row.attributes, row.parent,
         row.name[:-1] if is_directory else row.name, row.target, row.is_mutable,
     )  # fmt: skip
 
@@ -217,6 +222,17 @@ def unpack_entry(inode: int, raw: bytes) -> Entry:
         Digest(digest), digest[:16].hex() + "-1", _NO_ATTRIBUTES, parent, raw[name_at:],
         b"", flags & _IS_MUTABLE != 0,
     )  # fmt: skip
+
+
+def _etag_of(inode: int, row: InodeRow) -> str:
+    if row.is_mutable:
+        return mutable_etag(inode, row.size, row.mtime_ns)
+    return row.etag or derived_etag(row)
+
+
+def mutable_etag(inode: int, size: int, mtime_ns: int) -> str:
+    """Return the opaque ETag of a mutable file: another one after every write(2)."""
+    return f"{inode:x}-{size:x}-{mtime_ns:x}-m"
 
 
 def derived_etag(row: InodeRow) -> str:
@@ -267,6 +283,30 @@ def unpack_block(raw: bytes) -> BlockRow:
         generation, size, stored, refs, sequence, namespace_id, _CODECS[codec],
         bool(flags & 2), bool(flags & 1),
     )  # fmt: skip
+
+
+@dataclass(slots=True)
+class FileRow:
+    """Where a mutable file's bytes are: files/<inode, 16 hex>.<generation, 16 hex>."""
+
+    generation: int
+    stored: int
+    """Bytes charged against capacity: what the file had allocated when it was last looked at."""
+
+
+def pack_file_key(inode: int) -> bytes:
+    """Return the key in `meta` of a mutable file's row."""
+    return FILE_PREFIX + pack_u64(inode)
+
+
+def pack_file(row: FileRow) -> bytes:
+    """Return the stored form of `row`."""
+    return _FILE.pack(row.generation, row.stored)
+
+
+def unpack_file(raw: bytes) -> FileRow:
+    """Return the working copy held in `raw`."""
+    return FileRow(*_FILE.unpack(raw))
 
 
 @dataclass(slots=True)

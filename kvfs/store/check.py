@@ -14,16 +14,19 @@ from kvfs.index.lmdb_index import WriteTransaction
 from kvfs.index.schema import BlockRow, unpack_inode
 from kvfs.model import Digest, NamespaceId
 from kvfs.store.check_files import (
+    MISSING_FILE,
     FileCounts,
     Progress,
     check_blocks,
     check_leftovers,
+    check_mutable_files,
     check_orphans,
 )
 from kvfs.store.check_index import MAX_FINDINGS, correct_index, scan_index
 from kvfs.store.context import StoreContext
 from kvfs.store.findings import CheckReport, Finding, LostBlock
 from kvfs.store.housekeeping import Housekeeping
+from kvfs.store.mutable_files import MutableFiles
 from kvfs.store.namespaces import Namespaces, SavedNamespace
 from kvfs.store.objects import TrashKey, drop_inode
 from kvfs.store.space import Space
@@ -43,12 +46,14 @@ class Checker:
         trash: Trash,
         space: Space,
         housekeeping: Housekeeping,
+        files: MutableFiles,
     ) -> None:
         self._context = context
         self._trust = trust
         self._trash = trash
         self._space = space
         self._housekeeping = housekeeping
+        self._files = files
 
     def check(self, progress: Progress, *, is_full: bool) -> CheckReport:
         """Report what is wrong; change nothing. is_full: hash every block file."""
@@ -62,6 +67,8 @@ class Checker:
             if block is not None:
                 lost.append(block)
         for finding in check_orphans(self._context, counts, progress):
+            _keep(findings, finding)
+        for finding in check_mutable_files(self._context, self._files.is_orphan):
             _keep(findings, finding)
         for finding in check_leftovers(self._context):
             _keep(findings, finding)
@@ -80,15 +87,27 @@ class Checker:
         for lost in before.lost:
             self._condemn(lost)
         self._drop_bad_names(doomed)
+        self._forget_files(before.findings)
         self._save_salts()
         self._space.reclaim_dead()
         self._trash.empty_table()
         self._housekeeping.sweep()
+        self._files.sweep()
+        self._files.settle_all()
         after = self.check(progress, is_full=False)
         return CheckReport(
             before.findings, after.findings, after.lost, True, after.inodes, after.blocks,
             after.files, before.bytes_hashed, len(doomed),
         )  # fmt: skip
+
+    def _forget_files(self, findings: tuple[Finding, ...]) -> None:
+        """Drop mutable files that are not there, and then what named them."""
+        fixes = [each.fix for each in findings if each.code == MISSING_FILE and each.fix]
+        for fix in fixes:
+            self._context.commit(fix)
+        if fixes:
+            capacity = self._context.capacity_bytes
+            self._context.commit(partial(correct_index, capacity_bytes=capacity))
 
     def _condemn(self, lost: LostBlock) -> None:
         with self._context.index.read() as txn:

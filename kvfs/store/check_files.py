@@ -14,11 +14,21 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from kvfs.index.schema import BlockRow, pack_u64, unpack_block
+from kvfs.index.lmdb_index import WriteTransaction
+from kvfs.index.schema import (
+    FILE_PREFIX,
+    BlockRow,
+    FileRow,
+    pack_u64,
+    unpack_block,
+    unpack_file,
+)
 from kvfs.model import Codec, Digest
+from kvfs.store import mutable_paths
 from kvfs.store.context import StoreContext
 from kvfs.store.findings import Finding, LostBlock, Severity
 from kvfs.store.namespaces import read_saved
@@ -26,6 +36,10 @@ from kvfs.store.trust import Trust
 
 BATCH = 1000
 """Rows a read transaction, so that a long check pins no old pages of the index."""
+
+CHARGE_SLACK = 64 * 1024
+"""The file system allocates blocks for its own tree when it writes a file's pages to disk."""
+MISSING_FILE = "mutable-file-missing"
 
 Progress = Callable[[str, int], None]
 """Called with ("blocks" | "bytes", how many more)."""
@@ -143,6 +157,52 @@ def _is_named(context: StoreContext, digest: Digest, generation: int) -> bool:
         if block is not None and block.generation == generation and not block.is_bad:
             return True
         return txn.get("trash", digest + pack_u64(generation)) is not None
+
+
+def check_mutable_files(
+    context: StoreContext, is_orphan: Callable[[int, int], bool]
+) -> Iterator[Finding]:
+    """Yield mutable files that are gone or charged wrongly, and files that no row names."""
+    with context.index.read() as txn:
+        rows = [(int.from_bytes(key[1:], "big"), raw) for key, raw in txn.rows("meta", FILE_PREFIX)]
+    for inode, raw in rows:
+        yield from _mutable_file(context, inode, unpack_file(raw))
+    for name in mutable_paths.walk(context.root):
+        parsed = mutable_paths.parse_name(name)
+        shown = f"files/{name}"
+        if parsed is None:
+            detail = "not a mutable file's name: remove it by hand if it is not yours"
+            yield Finding("foreign-file", Severity.WARNING, shown, detail)
+        elif is_orphan(*parsed):
+            detail = "no row names it: the sweep removes it"
+            yield Finding("orphan-file", Severity.WARNING, shown, detail)
+
+
+def _mutable_file(context: StoreContext, inode: int, file: FileRow) -> Iterator[Finding]:
+    found = mutable_paths.find(context.root, inode, file.generation)
+    subject = f"inode {inode}"
+    if found is None:
+        with context.index.read() as txn:
+            now = txn.mutable_file(inode)
+        if now is not None and now.generation == file.generation:
+            fix = partial(_forget_file, inode=inode, generation=file.generation)
+            yield Finding(MISSING_FILE, Severity.DAMAGE, subject, "its file is not there", fix)
+        return
+    allocated = mutable_paths.allocated_bytes(found)
+    if abs(allocated - file.stored) > CHARGE_SLACK:
+        # Also of a file that somebody is writing: it is charged when it is next looked at.
+        detail = f"charged {file.stored}, but {allocated} bytes are allocated"
+        yield Finding("mutable-file-charge", Severity.WARNING, subject, detail)
+
+
+def _forget_file(txn: WriteTransaction, inode: int, generation: int) -> None:
+    file, row = txn.mutable_file(inode), txn.inode(inode)
+    if file is None or file.generation != generation:
+        return
+    txn.delete_mutable_file(inode)
+    txn.counters().resident -= file.stored
+    if row is not None:
+        txn.delete_inode(inode, row)
 
 
 def check_leftovers(context: StoreContext) -> Iterator[Finding]:

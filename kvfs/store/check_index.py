@@ -5,7 +5,8 @@ carries its correction, which runs in the write transaction that scanned. Knows 
 
 Holds (what is checked): a name and its inode know each other; nlink counts names; a directory
 counts its live children; lru and expiry hold exactly the rows' places; refs = inodes with that
-digest; trash and live are disjoint; usage, resident, granted and the counts are sums of rows.
+digest; a mutable inode has its file's row; trash and live are disjoint; usage, resident, granted
+and the counts are sums of rows.
 Cost: every row once, and one dictionary entry a digest (about 150 bytes).
 """
 
@@ -20,15 +21,18 @@ from functools import partial
 from kvfs.index import tree
 from kvfs.index.lmdb_index import Counters, ReadTransaction, WriteTransaction
 from kvfs.index.schema import (
+    FILE_PREFIX,
     GRANT_PREFIX,
     NAMESPACE_PREFIX,
     BlockRow,
+    FileRow,
     InodeRow,
     expiry_key,
     lru_key,
     pack_u64,
     unpack_block,
     unpack_dirent,
+    unpack_file,
     unpack_inode,
     unpack_namespace,
 )
@@ -36,7 +40,7 @@ from kvfs.index.upload_rows import uploads
 from kvfs.model import MAX_KEY_LENGTH, ROOT_INODE, Codec, Digest, Kind, NamespaceId
 from kvfs.store.block_files import sectors
 from kvfs.store.findings import Finding, Fix, Severity
-from kvfs.store.objects import put_trash
+from kvfs.store.objects import put_trash, release_file
 
 MAX_FINDINGS = 10_000
 """Reported at most; a store with more is beyond a list (I8). A repair goes round again."""
@@ -176,6 +180,9 @@ def _inodes(txn: ReadTransaction, sums: _Sums) -> Iterator[Finding]:
         if inode != ROOT_INODE:
             yield from _inode_names(txn, inode, row)
         yield from _inode_orders(txn, inode, row)
+        if row.is_mutable and txn.mutable_file(inode) is None:
+            fix = partial(_delete_inode, inode=inode)
+            yield _damage("mutable-without-file", f"inode {inode}", "has no file's row", fix)
         if row.kind is Kind.DIRECTORY:
             yield from _live_children(txn, inode, row)
 
@@ -307,6 +314,9 @@ def _blocks(txn: ReadTransaction, sums: _Sums, capacity_bytes: int) -> Iterator[
         blocks += 1
         resident += 0 if block.is_bad else block.stored
         yield from _block(txn, digest, block, sums.refs[digest], counters)
+    for key, raw in txn.rows("meta", FILE_PREFIX):
+        resident += unpack_file(raw).stored
+        yield from _mutable_file(txn, int.from_bytes(key[1:], "big"), unpack_file(raw))
     trash = [int.from_bytes(raw, "little") for _, raw in txn.rows("trash")]
     granted = sum(int.from_bytes(raw, "little") for _, raw in txn.rows("meta", GRANT_PREFIX))
     yield from _counter(counters, "resident", resident + sum(trash))
@@ -350,6 +360,16 @@ def _block(
         yield Finding("block-bad", Severity.WARNING, subject, detail)
 
 
+def _mutable_file(txn: ReadTransaction, inode: int, file: FileRow) -> Iterator[Finding]:
+    row, subject = txn.inode(inode), f"inode {inode}"
+    if row is None or not row.is_mutable:
+        fix = partial(_drop_file, inode=inode)
+        yield _damage("file-without-inode", subject, "a mutable file of no inode", fix)
+    elif txn.get("trash", pack_u64(inode) + pack_u64(file.generation)) is not None:
+        fix = partial(_delete_row, table="trash", key=pack_u64(inode) + pack_u64(file.generation))
+        yield _damage("trash-live", subject, "its file is live and in the trash", fix)
+
+
 def _counter(counters: Counters, name: str, expected: int) -> Iterator[Finding]:
     value = getattr(counters, name)
     if value != expected:
@@ -363,6 +383,7 @@ def _unreadable_rows(txn: ReadTransaction, error: Exception) -> Iterator[Finding
     unpackers: tuple[tuple[str, bytes, Callable[[bytes], object]], ...] = (
         ("dirents", b"", unpack_dirent), ("inodes", b"", unpack_inode),
         ("blocks", b"", unpack_block), ("meta", NAMESPACE_PREFIX, unpack_namespace),
+        ("meta", FILE_PREFIX, unpack_file),
     )  # fmt: skip
     for table, prefix, unpack in unpackers:
         for key, raw in txn.rows(table, prefix):
@@ -385,6 +406,16 @@ def _delete_row(txn: WriteTransaction, table: str, key: bytes) -> None:
 
 def _put_row(txn: WriteTransaction, table: str, key: bytes, value: bytes) -> None:
     txn.put(table, key, value)
+
+
+def _delete_inode(txn: WriteTransaction, inode: int) -> None:
+    row = txn.inode(inode)
+    if row is not None:
+        txn.delete_inode(inode, row)
+
+
+def _drop_file(txn: WriteTransaction, inode: int) -> None:
+    release_file(txn, inode)
 
 
 def _dirent(inode: int, kind: Kind) -> bytes:

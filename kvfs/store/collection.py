@@ -97,7 +97,10 @@ class Walk:
         if row.kind is not Kind.FILE:
             return None
         stored, refs, form = (sectors(row.size) if row.digest else 0), 1, Form.SETTLED
-        if row.digest in self._unusual:
+        if row.is_mutable:
+            file = txn.mutable_file(inode)
+            stored = file.stored if file is not None else 0
+        elif row.digest in self._unusual:
             stored, refs, form = self._unusual[row.digest]
         elif row.size >= MIN_SIZE and row.digest:
             form = Form.RAW

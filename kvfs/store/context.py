@@ -11,7 +11,7 @@ from kvfs.clock import Clock, Randomness
 from kvfs.errors import ReadOnly
 from kvfs.index.committer import Committer
 from kvfs.index.lmdb_index import LmdbIndex, WriteTransaction
-from kvfs.model import Durability
+from kvfs.model import DEFAULT_SEAL_LIMIT, Durability
 from kvfs.store.block_files import BlockFiles
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ class StoreContext:
     durability: Durability
     capacity_bytes: int
     is_read_only: bool
+    seal_limit_bytes: int = DEFAULT_SEAL_LIMIT
+    """A file of more bytes, written through the mount, stays mutable."""
 
     def now_s(self) -> int:
         """Return whole seconds since the epoch."""

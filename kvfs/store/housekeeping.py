@@ -19,11 +19,18 @@ from itertools import islice
 from kvfs.errors import KvfsError, NotFound
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
-from kvfs.index.schema import InodeRow, pack_u64, unpack_expiry_key, unpack_lru_key
+from kvfs.index.schema import (
+    InodeRow,
+    end_of_life,
+    pack_u64,
+    unpack_expiry_key,
+    unpack_lru_key,
+)
 from kvfs.model import ROOT_NAMESPACE, Digest
 from kvfs.policy.eviction import Reason, Removal
 from kvfs.policy.settings import LifecycleSettings
 from kvfs.policy.window import ColdName, choose_coldest
+from kvfs.store import mutable_paths
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.context import StoreContext
 from kvfs.store.removal import Outcome, Remover
@@ -152,7 +159,10 @@ class Housekeeping:
                 if expires_at_s > until:
                     break
                 row = txn.inode(inode)
-                if row is None or row.is_mutable:
+                if row is None:
+                    continue
+                if self._is_open_file(txn, inode, row):
+                    used[inode] = end_of_life(now_s, row.ttl_s or EXPIRY_GRACE_S)
                     continue
                 noted = self._access.expires_at_s(inode, expires_at_s, row.ttl_s, row.is_sliding)
                 if noted > until:
@@ -187,6 +197,17 @@ class Housekeeping:
                 )
                 latest_s = max(latest_s, accessed_s)
         return window, keys[-1] + b"\0" if keys else b"", latest_s
+
+    def _is_open_file(self, txn: ReadTransaction, inode: int, row: InodeRow) -> bool:
+        """Return whether a mutable file is in use: an engine that lost its slab would read zeros
+        in its place, so its lifetime begins with its last close."""
+        file = txn.mutable_file(inode) if row.is_mutable else None
+        try:
+            return file is not None and mutable_paths.is_in_use(
+                self._context.root, inode, file.generation
+            )
+        except KvfsError:
+            return False  # it has no file any more
 
     def _is_named(self, digest: Digest, generation: int) -> bool:
         with self._context.index.read() as txn:

@@ -43,7 +43,8 @@ from kvfs.model import (
 )
 
 TrashKey = tuple[Digest, int]
-"""(digest, generation) of a block file that no row names any more."""
+"""(digest, generation) of a block file that no row names any more; of a mutable file the packed
+inode stands for the digest, and its 8 bytes tell the two apart."""
 
 
 class Labels(Protocol):
@@ -128,7 +129,9 @@ def check_condition(
     if condition.etag:
         if row is None:
             raise NotFound(f"{shown!r} does not exist, so it cannot match an ETag")
-        if condition.etag not in ("*", row.etag or derived_etag(row)):
+        # A mutable file's ETag may be another by the time the row knows: it matches nothing.
+        is_same = not row.is_mutable and condition.etag == (row.etag or derived_etag(row))
+        if condition.etag != "*" and not is_same:
             raise PreconditionFailed(f"{shown!r} has changed: its ETag differs")
 
 
@@ -141,11 +144,17 @@ def is_expired(row: InodeRow, now_s: int) -> bool:
 
 
 def add_name(
-    txn: WriteTransaction, target: Target, row: InodeRow, files: Labels, now_ns: int
+    txn: WriteTransaction,
+    target: Target,
+    row: InodeRow,
+    files: Labels,
+    now_ns: int,
+    inode: int = 0,
 ) -> tuple[int, list[TrashKey]]:
     """Create an inode from `row` and let it take `target`'s name; return it and what became trash.
 
-    The block's reference is counted by the caller (publish inserts the row; copy adds a reference).
+    inode: its number, where it was allocated before. The block's reference is counted by the caller
+    (publish inserts the row; copy adds a reference).
     """
     parent = target.parent
     if parent is None:
@@ -154,7 +163,7 @@ def add_name(
         )
     encoded = target.encoded_names[-1]
     trash: list[TrashKey] = []
-    inode = txn.allocate_inode()
+    inode = inode or txn.allocate_inode()
     row.parent, row.name, row.namespace_id = parent, encoded, target.namespace_id
     row.ctime_ns = now_ns
     txn.create_inode(inode, row)
@@ -197,7 +206,7 @@ def forget_name(
             forget_label(txn, row.digest, files)
         return []
     txn.delete_inode(inode, before)
-    return release_block(txn, row.digest, files) if row.digest else []
+    return _release_bytes(txn, inode, row, files)
 
 
 def drop_inode(
@@ -211,7 +220,7 @@ def drop_inode(
         tree.detach(txn, row.parent, row.name, row.kind is Kind.FILE, now_ns)
         count_name(txn, row, -1)
         txn.delete_inode(inode, row)
-        return release_block(txn, row.digest, files) if row.digest else []
+        return _release_bytes(txn, inode, row, files)
     trash: list[TrashKey] = []
     for parent, encoded in list(tree.names_of(txn, inode, row)):
         trash += drop_name(txn, parent, encoded, inode, files, now_ns)
@@ -241,6 +250,27 @@ def release_block(txn: WriteTransaction, digest: Digest, files: Labels) -> list[
         return []
     put_trash(txn, digest, block)
     return [(digest, block.generation)]
+
+
+def _release_bytes(
+    txn: WriteTransaction, inode: int, row: InodeRow, files: Labels
+) -> list[TrashKey]:
+    """Give up what a removed inode held: a reference to a block, or a file of its own."""
+    if row.digest:
+        return release_block(txn, row.digest, files)
+    return release_file(txn, inode) if row.is_mutable else []
+
+
+def release_file(txn: WriteTransaction, inode: int) -> list[TrashKey]:
+    """Name a mutable file for unlinking, which waits for the last who has it open."""
+    file = txn.mutable_file(inode)
+    if file is None:
+        return []
+    txn.delete_mutable_file(inode)
+    key = Digest(pack_u64(inode))
+    txn.put_count("trash", key + pack_u64(file.generation), file.stored)
+    txn.counters().trash_count += 1
+    return [(key, file.generation)]
 
 
 def put_trash(txn: WriteTransaction, digest: Digest, block: BlockRow) -> None:

@@ -41,6 +41,7 @@ from kvfs.model import (
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.block_files import os_error
 from kvfs.store.context import StoreContext
+from kvfs.store.mutable_files import MutableFiles
 from kvfs.store.objects import find_inode, find_namespace
 from kvfs.store.read_view import ReadView
 from kvfs.store.trust import Trust
@@ -64,8 +65,11 @@ def _open_nothing() -> int:
 class Reader:
     """Lookups, listings and opening. Thread-safe."""
 
-    def __init__(self, context: StoreContext, access: AccessTimes, trust: Trust) -> None:
+    def __init__(
+        self, context: StoreContext, access: AccessTimes, trust: Trust, files: MutableFiles
+    ) -> None:
         self._context = context
+        self._files = files
         self._index = context.index
         self._access = access
         self._trust = trust
@@ -80,7 +84,7 @@ class Reader:
             return None
         if touch:
             self._access.note(entry.inode, self._context.now_s())
-        return entry
+        return self._files.live(entry) if entry.is_mutable else entry
 
     def _find_slowly(self, place: Place) -> Entry | None:
         with self._index.read() as txn:
@@ -112,7 +116,8 @@ class Reader:
             row = txn.inode(inode)
         if row is None or not self._is_live(inode, row):
             return None
-        return entry_of(inode, row)
+        entry = entry_of(inode, row)
+        return self._files.live(entry) if entry.is_mutable else entry
 
     def open_read(self, place: Place) -> ReadView:
         """Open the object at `place`; counts as an access.
@@ -226,6 +231,8 @@ class Reader:
     ) -> ReadView | None:
         """Return a view, or None to look again (evicted, replaced, or bad and now dropped)."""
         entry = entry_of(inode, row)
+        if row.is_mutable:
+            return self._files.view(entry)
         if block is None:
             self._access.note(inode, self._context.now_s())
             return ReadView(entry, _open_nothing(), Codec.RAW)

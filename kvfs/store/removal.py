@@ -183,7 +183,9 @@ def _batch_end(removals: Sequence[Removal], start: int) -> int:
 
 
 def _still_goes(row: InodeRow, reason: Reason, now_s: int) -> bool:
-    if row.kind is not Kind.FILE or row.pin is Pin.HARD or row.is_mutable:
+    if row.kind is not Kind.FILE or row.pin is Pin.HARD:
+        return False
+    if row.is_mutable and reason is not Reason.EXPIRED:  # its engine keeps its own order in it
         return False
     if reason is Reason.EXPIRED and (row.expires_at_s or row.ttl_s):
         deadline_s = clamp_deadline_s(believed_deadline_s(row), row.ttl_s, now_s)

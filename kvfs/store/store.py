@@ -10,12 +10,13 @@ Length: one method for each thing a caller may ask, mostly docstring.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvfs.errors import NotFound
+from kvfs.errors import NotFound, Unavailable
 from kvfs.index.lmdb_index import WriteTransaction
 from kvfs.index.schema import entry_of
 from kvfs.model import (
@@ -47,6 +48,7 @@ from kvfs.store.findings import CheckReport
 from kvfs.store.housekeeping import Housekeeping, SweepReport
 from kvfs.store.lifecycle import Lifecycle
 from kvfs.store.maintenance import Maintenance, Step
+from kvfs.store.mutable_files import MutableFile, MutableFiles
 from kvfs.store.names import Names
 from kvfs.store.namespaces import Namespaces
 from kvfs.store.objects import TrashKey, add_name, add_reference, check_condition, resolve_target
@@ -91,7 +93,8 @@ class Store:
         self._trash = Trash(context, has_background=background)
         self._housekeeping = Housekeeping(context, self._access, self._trash)
         self._space = Space(context, self._housekeeping.evict)
-        self._reader = Reader(context, self._access, self._trust)
+        self._files = MutableFiles(context, self._space, self._trash, self._access)
+        self._reader = Reader(context, self._access, self._trust, self._files)
         self._publisher = Publisher(context, self._space, self._trash, self._trust)
         self._recoder = Recoder(context, self._space, self._trash, self._trust)
         self._scrubber = Scrubber(context, self._trust)
@@ -132,6 +135,11 @@ class Store:
     def capacity_bytes(self) -> int:
         """Bytes that block files and reservations may take."""
         return self._context.capacity_bytes
+
+    @property
+    def seal_limit_bytes(self) -> int:
+        """A file written through the mount that is larger than this stays mutable."""
+        return self._context.seal_limit_bytes
 
     @property
     def is_read_only(self) -> bool:
@@ -355,6 +363,24 @@ class Store:
         """
         return self._publisher.publish(staging, place, options or PutOptions())
 
+    def keep_mutable(
+        self, staging: Staging, place: Place, options: PutOptions | None = None
+    ) -> tuple[Entry, MutableFile]:
+        """Make a staging file, as it is, a file at `place` that stays mutable: never hashed.
+
+        It is visible from this moment and may be written from then on through what is returned
+        (which the caller closes), through `open_mutable`, and through descriptors that were on the
+        staging file. The staging file is consumed, whatever happens. Raises: as publish.
+        """
+        return self._files.keep(staging, place, options or PutOptions())
+
+    def open_mutable(self, inode: int) -> MutableFile:
+        """Open a mutable file's own bytes, for writing unless the store is read-only.
+
+        Counts as an access. Raises: NotFound (also where the inode is no mutable file).
+        """
+        return self._files.open(inode)
+
     def put(
         self, place: Place, data: bytes | memoryview, options: PutOptions | None = None
     ) -> Entry:
@@ -364,6 +390,7 @@ class Store:
     def copy(self, source: Place, target: ObjectPath, options: PutOptions | None = None) -> Entry:
         """Give an object's bytes a second name: a row within a namespace, a byte copy across.
 
+        The copy of a mutable file is sealed; one that was written to meanwhile is Unavailable.
         options: None = the source's attributes, times and lifetime.
         Raises: NotFound, NamespaceNotFound, IsADirectory, and as publish.
         """
@@ -376,6 +403,8 @@ class Store:
             with self.stage(size_bytes=view.size) as staging:
                 for offset in range(0, view.size, COPY_PIECE):
                     staging.write(view.pread(offset, COPY_PIECE))
+                if entry.is_mutable:
+                    _must_be_unchanged(view)
                 return self.publish(staging, target, options)
 
     def share(self, view: ReadView, place: Place, options: PutOptions) -> Entry | None:
@@ -543,7 +572,10 @@ class Store:
 
         Raises: NotFound, AlreadyExists (attribute), InvalidArgument.
         """
-        return self._names.set_attributes(inode, change)
+        entry = self._names.set_attributes(inode, change)
+        if entry.is_mutable and change.mtime_ns is not None:
+            self._files.set_mtime(inode, change.mtime_ns)
+        return entry
 
     # -- lifecycle ------------------------------------------------------------------------------
 
@@ -565,7 +597,11 @@ class Store:
     def sweep(self) -> SweepReport:
         """Remove block and staging files that crashed writers left. Walks all files."""
         report = self._housekeeping.sweep()
-        return replace(report, staging_files=report.staging_files + self._uploads.sweep())
+        return replace(
+            report,
+            staging_files=report.staging_files + self._uploads.sweep(),
+            orphan_files=report.orphan_files + self._files.sweep(),
+        )
 
     def compress(self, digest: Digest) -> Recoding:
         """Compress one raw block if that saves 10 %; readers never notice.
@@ -593,7 +629,9 @@ class Store:
         is_full: hash every block file too. A check changes nothing and may run on a store in use;
         a repair holds the write lock while it corrects rows. Raises: ReadOnly, Unavailable.
         """
-        checker = Checker(self._context, self._trust, self._trash, self._space, self._housekeeping)
+        checker = Checker(
+            self._context, self._trust, self._trash, self._space, self._housekeeping, self._files
+        )
         report = checker.repair if repair else checker.check
         return report(progress or (lambda _what, _count: None), is_full=is_full)
 
@@ -602,6 +640,7 @@ class Store:
             Step("trash", 1.0, self._trash.empty_waiting),
             Step("sync", SYNC_EVERY_S, self._trust.sync),
             Step("access times", FLUSH_EVERY_S, self._access.flush),
+            Step("mutable files", FLUSH_EVERY_S, self._files.settle_all),
             Step("clock", CLOCK_EVERY_S, self._housekeeping.keep_time),
             Step("expiry", EXPIRE_EVERY_S, self.expire),
             Step("uploads", 60.0, self._uploads.expire),
@@ -614,6 +653,12 @@ class Store:
         maintenance = Maintenance(self._context.clock, steps, at_start)
         maintenance.start()
         return maintenance
+
+
+def _must_be_unchanged(view: ReadView) -> None:
+    found = os.fstat(view.fd)
+    if (found.st_size, found.st_mtime_ns) != (view.size, view.entry.mtime_ns):
+        raise Unavailable("the file was written to while it was copied: retry")
 
 
 def _options_of(entry: Entry) -> PutOptions:

@@ -1,9 +1,9 @@
 """Block files that no row names any more: unlinked outside every transaction.
 
-Owns the `trash` table's way out. A delete commits with the file named in `trash`; then the file is
-unlinked; then a second transaction clears the row and only now frees its bytes (I4). A crash in
-between leaves a row, and the next `empty` finishes it: unlinking twice does no harm, because names
-carry generations and are never used again.
+Owns the `trash` table's way out; a mutable file waits for its last opener. A delete commits with
+the file named in `trash`; then the file is unlinked; then a second transaction clears the row and
+only now frees its bytes (I4). A crash in between leaves a row, and the next `empty` finishes it:
+unlinking twice does no harm, because names carry generations and are never used again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from kvfs.errors import KvfsError
 from kvfs.index.lmdb_index import WriteTransaction
 from kvfs.index.schema import pack_u64
 from kvfs.model import Digest
+from kvfs.store import mutable_paths
 from kvfs.store.context import StoreContext
 from kvfs.store.objects import TrashKey
 
 BATCH = 64
 """Files between two clearing transactions."""
+INODE_LENGTH = 8
+"""A digest so short is a mutable file's inode."""
 MAX_WAITING = 64
 """Without a background thread the deleting thread empties the trash itself from here on."""
 
@@ -47,13 +50,16 @@ class Trash:
     def empty_waiting(self) -> int:
         """Unlink what this process deleted; return the bytes freed.
 
-        Waits for another thread that is at it: on return everything added before is gone.
+        Waits for another thread that is at it: on return everything added before is gone, but for
+        mutable files that somebody still has open.
         """
         freed = 0
         with self._lock:
+            busy: list[TrashKey] = []
             while self._waiting:
                 count = min(BATCH, len(self._waiting))
-                freed += self._remove([self._waiting.popleft() for _ in range(count)])
+                freed += self._remove([self._waiting.popleft() for _ in range(count)], busy)
+            self._waiting.extend(busy)
         return freed
 
     def empty_table(self, limit: int = 1 << 62) -> int:
@@ -68,22 +74,31 @@ class Trash:
                 keys = list(islice(txn.keys("trash", start=start), min(BATCH, limit)))
             if not keys:
                 break
-            freed += self._remove([_parse(key) for key in keys])
+            freed += self._remove([_parse(key) for key in keys], [])
             start = keys[-1] + b"\0"
             limit -= len(keys)
         return freed
 
-    def _remove(self, keys: list[TrashKey]) -> int:
-        gone = []
-        for digest, generation in keys:
+    def _remove(self, keys: list[TrashKey], busy: list[TrashKey]) -> int:
+        """Unlink files and clear their rows; what is still open is added to `busy`."""
+        gone: list[TrashKey] = []
+        for key in keys:
             try:
-                self._context.files.unlink(digest, generation)
+                is_gone = self._unlink(*key)
             except KvfsError:
                 continue  # one file that cannot go must not stop the others; the row stays
-            gone.append((digest, generation))
+            (gone if is_gone else busy).append(key)
         if not gone:
             return 0
         return self._context.commit(partial(_clear, keys=gone))
+
+    def _unlink(self, digest: Digest, generation: int) -> bool:
+        """Unlink one file; return False for a mutable one that somebody has open."""
+        if len(digest) == INODE_LENGTH:
+            inode = int.from_bytes(digest, "big")
+            return mutable_paths.unlink_unused(self._context.root, inode, generation)
+        self._context.files.unlink(digest, generation)
+        return True
 
 
 def _clear(txn: WriteTransaction, keys: list[TrashKey]) -> int:
@@ -99,4 +114,4 @@ def _clear(txn: WriteTransaction, keys: list[TrashKey]) -> int:
 
 
 def _parse(key: bytes) -> TrashKey:
-    return Digest(key[:32]), int.from_bytes(key[32:40], "big")
+    return Digest(key[:-8]), int.from_bytes(key[-8:], "big")

@@ -182,7 +182,7 @@ class Crew:
         report = store.check()
         expected = {"orphan-file", "dead-staging", "dead-lease"}
         if self._is_power_cut and self._may_forget:
-            expected |= {"block-file-missing", "block-file-length"}
+            expected |= {"block-file-missing", "block-file-length", "mutable-file-missing"}
         strange = [each for each in report.findings if each.code not in expected]
         assert not strange, strange
         usage = store.usage()

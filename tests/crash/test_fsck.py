@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvfs.index.lmdb_index import WriteTransaction
-from kvfs.index.schema import GRANT_PREFIX, pack_u64
+from kvfs.index.schema import GRANT_PREFIX, FileRow, pack_u64
 from kvfs.model import ChildName, NamespaceId, ObjectPath, Pin, PutOptions
 from kvfs.open_store import init_store, open_store
 from kvfs.store.findings import CheckReport, Severity
@@ -40,6 +40,9 @@ def root(tmp_path: Path) -> Path:
         assert namespace is not None
         store.link(inode, ChildName(namespace.inode, b"linked"))
         store.mkdir(ChildName(namespace.inode, b"empty"))
+        staging = store.stage(namespace.namespace_id)
+        staging.pwrite(b"slab", 1 << 20)
+        store.keep_mutable(staging, ObjectPath(b"kv", b"slab"))[1].close()
     return root
 
 
@@ -155,6 +158,26 @@ def trash_live_block(store: Store) -> Callable[[WriteTransaction], None]:
     return work
 
 
+def delete_file_row(store: Store) -> Callable[[WriteTransaction], object]:
+    inode = inode_of(store, b"slab")
+    return lambda txn: txn.delete_mutable_file(inode)
+
+
+def stray_file_row(_store: Store) -> Callable[[WriteTransaction], None]:
+    return lambda txn: txn.put_mutable_file(777_777, FileRow(1, 4096))
+
+
+def trash_live_file(store: Store) -> Callable[[WriteTransaction], None]:
+    inode = inode_of(store, b"slab")
+
+    def work(txn: WriteTransaction) -> None:
+        file = txn.mutable_file(inode)
+        assert file is not None
+        txn.put_count("trash", pack_u64(inode) + pack_u64(file.generation), file.stored)
+
+    return work
+
+
 def wrong_usage(_store: Store) -> Callable[[WriteTransaction], None]:
     def work(txn: WriteTransaction) -> None:
         row = txn.namespace(NamespaceId(1))
@@ -200,6 +223,9 @@ DAMAGES: dict[str, tuple[Callable[[Store], Callable[[WriteTransaction], object]]
     "lost name": (delete_name, {"inode-without-name"}),
     "stray name": (add_stray_name, {"name-unknown"}),
     "live block in the trash": (trash_live_block, {"trash-live"}),
+    "lost file row": (delete_file_row, {"mutable-without-file", "counter-resident"}),
+    "stray file row": (stray_file_row, {"file-without-inode"}),
+    "live file in the trash": (trash_live_file, {"trash-live"}),
     "usage": (wrong_usage, {"namespace-usage"}),
     "stray rows": (stray_rows, {"lru-stale", "expiry-stale", "link-without-inode",
                                 "name-without-directory"}),
@@ -301,6 +327,31 @@ def test_what_dead_processes_left_is_taken_back(store: Store) -> None:
     assert codes(store.check()) == {"dead-staging", "dead-lease"}
     assert not store.check(repair=True).left
     assert not list((store.path / "staging").iterdir())
+
+
+def test_a_mutable_file_that_is_gone_takes_its_name_along(store: Store) -> None:
+    (path,) = (store.path / "files").iterdir()
+    path.unlink()
+    report = store.check()
+    assert codes(report) == {"mutable-file-missing"}
+    assert report.has_damage_left
+    assert not store.check(repair=True).left
+    assert store.find(ObjectPath(b"kv", b"slab")) is None
+
+
+def test_a_mutable_file_without_a_row_is_swept_unless_it_is_being_made(store: Store) -> None:
+    orphan = store.path / "files" / f"{99:016x}.{1:016x}"
+    orphan.write_bytes(b"left by a crash")
+    stranger = store.path / "files" / "notes.txt"
+    stranger.write_bytes(b"not ours")
+    with orphan.open("rb") as maker:
+        fcntl.flock(maker, fcntl.LOCK_EX)
+        assert codes(store.check()) == {"foreign-file"}
+        assert store.sweep().orphan_files == 0
+    assert codes(store.check()) == {"foreign-file", "orphan-file"}
+    assert codes(store.check(repair=True)) == {"foreign-file", "orphan-file"}
+    assert not orphan.exists()
+    assert stranger.exists()
 
 
 def test_a_bucket_s_salt_is_saved_again(store: Store) -> None:

@@ -7,6 +7,7 @@ promised about the name can be held against the store afterwards.
 
 from __future__ import annotations
 
+import os
 import random
 import traceback
 from collections.abc import Callable
@@ -64,9 +65,10 @@ class Worker:
     def run(self, steps: int) -> None:
         """Do `steps` operations."""
         weighted: list[tuple[Callable[[], None], int]] = [
-            (self.put, 10), (self.delete, 4), (self.copy, 3), (self.rename, 4), (self.link, 2),
-            (self.unlink, 2), (self.get, 8), (self.abandon, 1), (self.sweep, 1), (self.trash, 2),
-            (self.flush, 1), (self.evict, 1), (self.expire, 1), (self.directories, 1),
+            (self.put, 10), (self.keep, 2), (self.delete, 4), (self.copy, 3), (self.rename, 4),
+            (self.link, 2), (self.unlink, 2), (self.get, 8), (self.abandon, 1), (self.sweep, 1),
+            (self.trash, 2), (self.flush, 1), (self.evict, 1), (self.expire, 1),
+            (self.directories, 1),
         ]  # fmt: skip
         operations = [operation for operation, weight in weighted for _ in range(weight)]
         for _ in range(steps):
@@ -80,6 +82,19 @@ class Worker:
         options = PutOptions() if self._keeps else PutOptions(ttl_s=self._chance.choice((0, 1, 60)))
         with self._change({name: number}):
             self._store.put(_path(name), content(number), options)
+
+    def keep(self) -> None:
+        """Store a content as a file that stays mutable, written to before and after it is one."""
+        name, number = self._name(), draw(self._chance)
+        data = content(number)
+        with self._change({name: number}), self._store.stage() as staging:
+            staging.write(data[:1000])
+            # Whole and on disk before it is visible: what dying leaves half-written of a mutable
+            # file is its engine's business.
+            staging.pwrite(data[1000:], 1000)
+            os.fdatasync(staging.fd)
+            with self._store.keep_mutable(staging, _path(name))[1] as file:
+                file.pwrite(data[:1000], 0)
 
     def delete(self) -> None:
         name = self._name()
