@@ -42,13 +42,14 @@ $(VENV)/.installed: pyproject.toml
 install-engines: install $(ENGINES_VENV)/.installed
 
 # An own environment: the engines bring torch and a hundred packages that kvfs must not lean on.
-# lmcache itself asks for CUDA wheels, so it goes in without its dependencies.
-$(ENGINES_VENV)/.installed: tests/engines/requirements.txt pyproject.toml
+ENGINES_PYTHON = $(ENGINES_VENV)/bin/python
+$(ENGINES_VENV)/.installed: pyproject.toml $(addprefix tests/engines/,requirements.txt engines.txt unpack_engines.py no_cuda.c)
 	$(PYTHON) -m venv $(ENGINES_VENV)
-	$(ENGINES_VENV)/bin/python -m pip install -qq --upgrade "pip>=24.2"
-	$(ENGINES_VENV)/bin/python -m pip install -qq torch==2.13.0
-	$(ENGINES_VENV)/bin/python -m pip install -qq --no-deps lmcache==0.5.6
-	$(ENGINES_VENV)/bin/python -m pip install -qq --requirement tests/engines/requirements.txt
+	$(ENGINES_PYTHON) -m pip install -qq --upgrade "pip>=24.2"
+	$(ENGINES_PYTHON) -m pip install -qq torch==2.13.0
+	$(ENGINES_PYTHON) -m pip install -qq --requirement tests/engines/requirements.txt
+	$(ENGINES_PYTHON) -m pip install -qq --no-deps --requirement tests/engines/engines.txt
+	$(ENGINES_PYTHON) tests/engines/unpack_engines.py
 	@touch $@
 
 up: install
