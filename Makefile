@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v /usr/bin/python3 || command -v python3)
 VENV ?= .venv
 ENGINES_VENV ?= .venv-engines
+CLIENTS_VENV ?= .venv-clients
 BIN = $(VENV)/bin
 
 STORE ?= ./var/store
@@ -17,14 +18,14 @@ CODE = $(wildcard kvfs gateway tools tests bench)
 PYTEST = $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-engines system up lint types test test-engines soak bench clean
+.PHONY: help install install-engines install-clients system up lint types test test-engines soak bench clean
 
 help:
 	@echo "make install        packages (as root) and $(VENV) with all that mount, gateway, gc and tests need"
 	@echo "make up             store, mount and gateway on this machine, until Ctrl-C"
 	@echo "                    STORE=$(STORE) MOUNT=$(MOUNT) LISTEN=$(LISTEN) ENGINE_LISTEN=$(ENGINE_LISTEN)"
 	@echo "make test           lint, types, unit, property, contract, crash (bounded), integration"
-	@echo "make test-engines   the real engines' clients against mount and gateway"
+	@echo "make test-engines   the real engines and everyday S3 clients against mount and gateway"
 	@echo "make soak           the long runs (crash, churn)"
 	@echo "make bench          the benchmarks, one JSON line a case"
 
@@ -52,6 +53,14 @@ $(ENGINES_VENV)/.installed: pyproject.toml $(addprefix tests/engines/,requiremen
 	$(ENGINES_PYTHON) tests/engines/unpack_engines.py
 	@touch $@
 
+install-clients: install $(CLIENTS_VENV)/.installed
+
+$(CLIENTS_VENV)/.installed: tests/engines/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install -qq --upgrade "pip>=24.2"
+	$(CLIENTS_VENV)/bin/python -m pip install -qq --requirement $<
+	@touch $@
+
 up: install
 	$(BIN)/kvfs up $(STORE) --mount $(MOUNT) --listen $(LISTEN) --engine-listen $(ENGINE_LISTEN)
 
@@ -66,7 +75,7 @@ types: install
 test: lint types
 	$(PYTEST) $(SUITES)
 
-test-engines: install-engines
+test-engines: install-engines install-clients
 	$(PYTEST) -o faulthandler_timeout=240 tests/engines
 
 soak: install
@@ -76,4 +85,4 @@ bench: install
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) $(ENGINES_VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES_VENV) $(CLIENTS_VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The gateway under boto3 in its checksum modes, and under the AWS common runtime."""
+"""What the gateway answers, asked through boto3; other clients stand in tests/engines/clients."""
 
 from __future__ import annotations
 

@@ -14,12 +14,19 @@ import kvfs.errors
 from kvfs.errors import KvfsError
 from kvfs_tools.cli import COMMANDS, cli
 from kvfs_tools.exit_codes import ExitCode
+from tests.engines.clients.catalogue import ASKED, Asked, Environment
+from tests.engines.clients.operations import OPERATIONS
 from tests.unit.source_tree import ROOT, Module, modules, text_constants
 
 METRIC = re.compile(r"kvfs_[a-z0-9]+(?:_[a-z0-9]+)*_(?:total|seconds|bytes|ratio|count|info)")
 VARIABLE = re.compile(r"KVFS_[A-Z][A-Z_]+")
 FLAG = re.compile(r"--[a-z][a-z0-9-]+")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+REQUIREMENTS = {
+    Environment.OURS: (),
+    Environment.CLIENTS: ("tests/engines/clients/requirements.txt",),
+    Environment.ENGINES: ("tests/engines/engines.txt",),
+}
 OPTION_MAKERS = {"option", "add_argument", "version_option"}
 
 
@@ -98,6 +105,30 @@ def test_each_link_between_documents_leads_somewhere(path: Path) -> None:
     targets = [t for t in LINK.findall(documents()[path]) if "://" not in t]
     missing = [target for target in targets if not (path.parent / target).exists()]
     assert not missing, f"{path.relative_to(ROOT)} links to {missing}"
+
+
+def row_of_client(name: str, asked: Asked) -> str:
+    lacks: dict[str, list[str]] = {}
+    for operation, reason in asked.cannot.items():
+        lacks.setdefault(reason, []).append(operation)
+    words = [f"{', '.join(sorted(lacks[reason]))}: it {reason}" for reason in sorted(lacks)]
+    return f"| {name} | {asked.release} | {'; '.join(words) or 'nothing'} |"
+
+
+def test_the_table_of_clients_says_what_each_is_asked_for() -> None:
+    text = documents()[ROOT / "docs" / "s3-compat.md"]
+    missing = [row for name, it in ASKED.items() if (row := row_of_client(name, it)) not in text]
+    assert not missing, "docs/s3-compat.md lacks these rows:\n" + "\n".join(missing)
+    unnamed = [operation for operation in OPERATIONS if f"`{operation}`" not in text]
+    assert not unnamed, f"docs/s3-compat.md does not explain {unnamed}"
+
+
+def test_the_clients_of_the_table_are_those_that_are_installed() -> None:
+    for asked in ASKED.values():
+        files = (ROOT / name for name in REQUIREMENTS[asked.environment])
+        pins = [pin for file in files for pin in file.read_text().splitlines()]
+        wanted = asked.release.replace(" ", "==")
+        assert asked.environment is Environment.OURS or wanted in pins, f"{wanted} is not pinned"
 
 
 def test_each_decision_stands_in_the_index() -> None:
