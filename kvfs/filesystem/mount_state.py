@@ -122,7 +122,7 @@ class MountState:
         if entry is None:
             view = self._open_view(node)
             if view is not None:
-                entry = replace(view.view.entry, nlink=0)
+                entry = view.view.entry._replace(nlink=0)
         return entry
 
     def entry(self, node: Node) -> Entry:

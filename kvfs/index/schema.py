@@ -90,6 +90,8 @@ _IS_MUTABLE = 4
 _HAS_DIGEST = 8
 _ETAG_IS_MD5 = 16
 _HAS_TARGET = 32
+_DIGEST_OR_TARGET = _HAS_DIGEST | _HAS_TARGET
+_FILE = int(Kind.FILE)
 
 
 @dataclass(slots=True)
@@ -212,15 +214,23 @@ def unpack_entry(inode: int, raw: bytes) -> Entry:
         kind, flags, mode, uid, gid, namespace_id, size, mtime_ns, ctime_ns, accessed_s,
         expires_at_s, ttl_s, ttl_class, priority, pin, nlink, parent, name_length, etag_length,
     ) = _INODE.unpack_from(raw)  # fmt: skip
-    if kind != Kind.FILE or etag_length or len(raw) != _INODE.size + 32 + name_length:
+    if kind != _FILE or flags & _DIGEST_OR_TARGET != _HAS_DIGEST:
         return entry_of(inode, unpack_inode(raw))
     name_at = _INODE.size + 32
     digest = raw[_INODE.size : name_at]
+    end = name_at + name_length
+    name = raw[name_at:end]
+    if etag_length:
+        stored = raw[end : end + etag_length]
+        etag = stored.hex() if flags & _ETAG_IS_MD5 else stored.decode("ascii")
+        end += etag_length
+    else:
+        etag = digest[:16].hex() + "-1"
+    attributes = unpack_attributes(raw, end) if end < len(raw) else _NO_ATTRIBUTES
     return Entry(
         inode, Kind.FILE, namespace_id, mode, uid, gid, size, mtime_ns, ctime_ns, accessed_s,
         expires_at_s, ttl_s, ttl_class, flags & _IS_SLIDING != 0, priority, _PINS[pin], nlink,
-        Digest(digest), digest[:16].hex() + "-1", _NO_ATTRIBUTES, parent, raw[name_at:],
-        b"", flags & _IS_MUTABLE != 0,
+        Digest(digest), etag, attributes, parent, name, b"", flags & _IS_MUTABLE != 0,
     )  # fmt: skip
 
 

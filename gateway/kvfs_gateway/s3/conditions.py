@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import parse_http_date
@@ -27,8 +27,7 @@ class Outcome(enum.Enum):
     FAILED = 412
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
+class Conditions(NamedTuple):
     """The four headers, as sent; "" when absent."""
 
     if_match: str = ""

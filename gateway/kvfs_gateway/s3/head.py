@@ -6,14 +6,17 @@ through. Measured on a 9-header boto3 HEAD: 4 us, and httptools with callbacks 3
 this check, which it needs because llhttp accepts what must be refused here (docs/adr).
 
 Holds: no bare CR, LF or NUL, no folding, no space before a colon, one Host, one body length.
+Records of a request are named tuples: eight fields of a frozen dataclass take 0.9 us to set, and a
+HEAD has 60 us in all.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvfs_gateway.s3.errors import S3Error
 
@@ -25,7 +28,7 @@ _HEAD = re.compile(
     rb"([A-Z]{1,16}) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])\r\n"
     rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
 )
-_LINE = re.compile(r"([^:\r]+):[\t ]*((?:[^\r]*[^\t \r])?)[\t ]*\r\n")
+_LINE = re.compile(r"([^:\r]+):([^\r]*)\r\n")
 _DIGITS = re.compile(r"[0-9]{1,19}")
 _SINGLE = frozenset(
     {
@@ -57,8 +60,7 @@ class Framing(enum.Enum):
     CHUNKED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """One request head. Header names are lower case, values stripped; both as latin-1 text."""
 
     method: str
@@ -74,6 +76,17 @@ class Head:
     def get(self, name: str, default: str = "") -> str:
         """Return a header's value by its lower-case name."""
         return self.headers.get(name, default)
+
+    @property
+    def amz_names(self) -> tuple[str, ...]:
+        """The names that begin with x-amz-."""
+        return _amz_names(tuple(self.headers))
+
+
+@functools.lru_cache(maxsize=256)
+def _amz_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Cached: a client sends the same names with each request."""
+    return tuple(name for name in names if name.startswith("x-amz-"))
 
 
 def refuse(message: str) -> S3Error:
@@ -102,28 +115,41 @@ def parse_head(data: bytes) -> Head:
     match = _HEAD.fullmatch(data)
     if match is None:
         raise refuse("The request head is malformed.")
-    is_http_1_0 = match[3] == b"0"
-    headers = _parse_headers(match[4])
+    method, target, version, block = match.groups()
+    is_http_1_0 = version == b"0"
+    headers = _parse_headers(block)
     if "host" not in headers and not is_http_1_0:
         raise refuse("HTTP/1.1 requests carry exactly one Host header.")
-    framing, length = _body_framing(headers, is_http_1_0=is_http_1_0)
-    connection = headers.get("connection", "").lower()
+    framing, length = Framing.NONE, 0
+    if "content-length" in headers or "transfer-encoding" in headers:
+        framing, length = _body_framing(headers, is_http_1_0=is_http_1_0)
+    keeps_alive = not is_http_1_0
+    if "connection" in headers:
+        connection = headers["connection"].lower()
+        keeps_alive = "keep-alive" in connection if is_http_1_0 else "close" not in connection
+    expects_continue = "expect" in headers and _expects_continue(headers, is_http_1_0=is_http_1_0)
     return Head(
-        method=match[1].decode("ascii"),
-        target=match[2],
-        is_http_1_0=is_http_1_0,
-        headers=headers,
-        framing=framing,
-        content_length=length,
-        keeps_alive="keep-alive" in connection if is_http_1_0 else "close" not in connection,
-        expects_continue=_expects_continue(headers, is_http_1_0=is_http_1_0),
+        method.decode("ascii"),
+        target,
+        is_http_1_0,
+        headers,
+        framing,
+        length,
+        keeps_alive,
+        expects_continue,
     )
 
 
 def _parse_headers(block: bytes) -> dict[str, str]:
+    lines = _LINE.findall(block.decode("latin-1"))
+    headers = {name.lower(): value.strip("\t ") for name, value in lines}
+    return headers if len(headers) == len(lines) else _join_repeated(lines)
+
+
+def _join_repeated(lines: list[tuple[str, str]]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for name, value in _LINE.findall(block.decode("latin-1")):
-        name = name.lower()
+    for name, value in lines:
+        name, value = name.lower(), value.strip("\t ")
         if name in headers:
             if name in _SINGLE:
                 raise refuse(f"The header {name} occurs twice.")

@@ -7,7 +7,7 @@ several is ignored (the whole object follows), while one that cannot be satisfie
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvfs_gateway.s3.errors import S3Error
 
@@ -15,8 +15,7 @@ _RANGE = re.compile(r"[bB][yY][tT][eE][sS]=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t
 _COPY_RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})")
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRange:
+class ByteRange(NamedTuple):
     """A half-open range `[offset, offset + length)` of an object of `size` bytes."""
 
     offset: int

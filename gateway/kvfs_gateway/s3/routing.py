@@ -15,6 +15,7 @@ import functools
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from botocore.model import OperationModel
 
@@ -42,6 +43,7 @@ _REFUSED_HEADERS = (
 )
 """Headers that change what an operation means: an object kept without the encryption, lock or grant
 that was asked for would be a lie."""
+_EVERYDAY_HEADERS = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-checksum-mode"})
 _CANNED_ACLS = frozenset({"private", "bucket-owner-full-control", "bucket-owner-read"})
 
 
@@ -100,8 +102,7 @@ class Addressing:
     """The engine listener's bucket: the key is the whole path (`s3://ip:port` in LMCache)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """What is asked, of what."""
 
     operation: Operation
@@ -160,11 +161,13 @@ def _bucket_of_host(head: Head, target: Target, addressing: Addressing) -> bytes
         raise S3Error(
             "BadRequest", "The Host header is not that of the request target.", closes=True
         )
-    host, slash, bucket = host.partition("/")
-    if slash:
+    if "/" in host:
+        host, _, bucket = host.partition("/")
         if not bucket or "/" in bucket:
             raise S3Error("BadRequest", "The Host header is malformed.", closes=True)
         return bucket.encode("latin-1")
+    if not addressing.virtual_host_suffixes:
+        return addressing.default_bucket
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     for suffix in addressing.virtual_host_suffixes:
         if name.lower().endswith("." + suffix):
@@ -192,9 +195,10 @@ def _check_key(key: bytes) -> None:
 
 
 def _check_headers(head: Head) -> None:
-    for name, value in head.headers.items():
-        if not name.startswith("x-amz-"):
+    for name in head.amz_names:
+        if name in _EVERYDAY_HEADERS:
             continue
+        value = head.headers[name]
         if name.startswith(_REFUSED_HEADERS):
             raise S3Error("NotImplemented", f"The header {name} is not served.")
         if name == "x-amz-acl" and value not in _CANNED_ACLS:

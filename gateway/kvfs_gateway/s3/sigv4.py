@@ -7,7 +7,7 @@ it (hash, chunk signatures, none) the reader of the body has to enforce.
 Holds: comparison in constant time; `host` and every `x-amz-*` header sent are among the signed
 ones; a signing key is cached only after a signature made with it was right, so guesses cannot fill
 the cache.
-Cost: 7 us with a cached key, 12 us more to derive one.
+Cost: 5 us with a cached key, 12 us more to derive one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import functools
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.head import Head
@@ -67,8 +68,7 @@ class ChunkSeed:
     signature: str
 
 
-@dataclass(frozen=True, slots=True)
-class Authentication:
+class Authentication(NamedTuple):
     """A request whose signature was right."""
 
     access_key: str
@@ -76,25 +76,29 @@ class Authentication:
     content_sha256: str
     """Lower-case hex the body must have; "" unless payload is SIGNED."""
     seed: ChunkSeed | None
-    """None for a presigned version-2 URL."""
+    """None where the body is not aws-chunked."""
     is_presigned: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What the client says: parsed, nothing checked against a secret yet."""
+class _Signer(NamedTuple):
+    """The part of a claim that a client repeats with every request of a day."""
 
     access_key: str
     date: str
     region: str
+    scope: str
     signed_headers: tuple[str, ...]
+    signed_text: str
+    """`signed_headers` as sent."""
+
+
+class _Claim(NamedTuple):
+    """What the client says: parsed, nothing checked against a secret yet."""
+
+    signer: _Signer
     signature: str
     amz_date: str
     timestamp: int
-
-    @property
-    def scope(self) -> str:
-        return f"{self.date}/{self.region}/s3/aws4_request"
 
 
 def derive_signing_key(secret: str, date: str, region: str) -> bytes:
@@ -105,16 +109,38 @@ def derive_signing_key(secret: str, date: str, region: str) -> bytes:
     return key
 
 
+class SigningKey:
+    """HMAC-SHA256 under one key, with the key's two blocks hashed once.
+
+    0.7 us a signature, where hmac.digest sets OpenSSL up anew for 1.6 us.
+    """
+
+    __slots__ = ("_inner", "_outer", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        block = raw.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def sign(self, text: bytes) -> str:
+        """Return the HMAC of `text` in hexadecimal."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
 class SignatureVerifier:
     """Verifies requests against the secrets it is given; one per worker, not shared by threads."""
 
     def __init__(self, secret_of: SecretOf) -> None:
         self._secret_of = secret_of
-        self._keys: dict[tuple[str, str, str], bytes] = {}
+        self._keys: dict[tuple[str, str, str], SigningKey] = {}
 
     def verify(self, head: Head, target: Target, now_s: int) -> Authentication:
         """Return who signed the request. Raises: S3Error, 403 or 400 as S3 has it."""
-        presigned = target.value(b"X-Amz-Algorithm")
+        presigned = target.value(b"X-Amz-Algorithm") if target.query else None
         authorization = head.headers.get("authorization")
         if authorization is not None:
             if presigned is not None:
@@ -138,9 +164,7 @@ class SignatureVerifier:
         if abs(now_s - claim.timestamp) > MAX_SKEW_SECONDS:
             raise S3Error("RequestTimeTooSkewed")
         key = self._check(head, target, claim, content, secret)
-        seed = ChunkSeed(key, claim.amz_date, claim.scope, claim.signature)
-        digest = content if payload is Payload.SIGNED else ""
-        return Authentication(claim.access_key, payload, digest, seed, is_presigned=False)
+        return _authentication(claim, payload, content, key, is_presigned=False)
 
     def _verify_presigned(
         self, head: Head, target: Target, algorithm: bytes, now_s: int
@@ -155,21 +179,22 @@ class SignatureVerifier:
         if now_s >= claim.timestamp + expires_s:
             raise S3Error("AccessDenied", "Request has expired")
         key = self._check(head, target, claim, content, secret)
-        seed = ChunkSeed(key, claim.amz_date, claim.scope, claim.signature)
-        digest = content if payload is Payload.SIGNED else ""
-        return Authentication(claim.access_key, payload, digest, seed, is_presigned=True)
+        return _authentication(claim, payload, content, key, is_presigned=True)
 
     def _secret(self, claim: _Claim) -> str:
-        secret = self._secret_of(claim.access_key)
+        secret = self._secret_of(claim.signer.access_key)
         if secret is None:
             raise S3Error("InvalidAccessKeyId")
         return secret
 
-    def _check(self, head: Head, target: Target, claim: _Claim, content: str, secret: str) -> bytes:
-        headers = _canonical_headers(head.headers, claim.signed_headers)
-        slot = (secret, claim.date, claim.region)
-        key = self._keys.get(slot) or derive_signing_key(*slot)
-        query = _canonical_query(target)
+    def _check(
+        self, head: Head, target: Target, claim: _Claim, content: str, secret: str
+    ) -> SigningKey:
+        signer = claim.signer
+        headers = _canonical_headers(head, signer)
+        slot = (secret, signer.date, signer.region)
+        key = self._keys.get(slot) or SigningKey(derive_signing_key(*slot))
+        query = _canonical_query(target) if target.query else ""
         for path in _canonical_paths(target):
             request = f"{head.method}\n{path}\n{query}\n{headers}\n{content}"
             if hmac.compare_digest(_sign(key, claim, request), claim.signature):
@@ -178,16 +203,28 @@ class SignatureVerifier:
                 return key
         raise S3Error("SignatureDoesNotMatch")
 
-    def _remember(self, slot: tuple[str, str, str], key: bytes) -> None:
+    def _remember(self, slot: tuple[str, str, str], key: SigningKey) -> None:
         if len(self._keys) >= _MAX_CACHED_KEYS:
             self._keys.clear()
         self._keys[slot] = key
 
 
-def _sign(key: bytes, claim: _Claim, request: str) -> str:
+def _authentication(
+    claim: _Claim, payload: Payload, content: str, key: SigningKey, *, is_presigned: bool
+) -> Authentication:
+    access_key = claim.signer.access_key
+    if payload is Payload.UNSIGNED:
+        return Authentication(access_key, payload, "", None, is_presigned)
+    if payload is Payload.SIGNED:
+        return Authentication(access_key, payload, content, None, is_presigned)
+    seed = ChunkSeed(key.raw, claim.amz_date, claim.signer.scope, claim.signature)
+    return Authentication(access_key, payload, "", seed, is_presigned)
+
+
+def _sign(key: SigningKey, claim: _Claim, request: str) -> str:
     digest = hashlib.sha256(request.encode("latin-1")).hexdigest()
-    text = f"{ALGORITHM}\n{claim.amz_date}\n{claim.scope}\n{digest}"
-    return hmac.digest(key, text.encode("latin-1"), "sha256").hex()
+    text = f"{ALGORITHM}\n{claim.amz_date}\n{claim.signer.scope}\n{digest}"
+    return key.sign(text.encode("latin-1"))
 
 
 def _canonical_paths(target: Target) -> tuple[str, ...]:
@@ -198,8 +235,6 @@ def _canonical_paths(target: Target) -> tuple[str, ...]:
 
 
 def _canonical_query(target: Target) -> str:
-    if not target.query:
-        return ""
     pairs = [
         (percent_encode(name), percent_encode(value))
         for name, value in target.query
@@ -208,31 +243,33 @@ def _canonical_query(target: Target) -> str:
     return "&".join(f"{name}={value}" for name, value in sorted(pairs))
 
 
-def _canonical_headers(headers: Mapping[str, str], signed: tuple[str, ...]) -> str:
+def _canonical_headers(head: Head, signer: _Signer) -> str:
     """Return the header block, an empty line and the list of names, ready to be joined."""
+    headers, signed = head.headers, signer.signed_headers
     if "host" not in signed:
         raise S3Error("AccessDenied", "The host header must be signed.")
-    for name in headers:
-        if name.startswith("x-amz-") and name not in signed and name not in _UNSIGNED_ALLOWED:
+    for name in head.amz_names:
+        if name not in signed and name not in _UNSIGNED_ALLOWED:
             raise S3Error(
                 "AccessDenied",
                 "There were headers present in the request which were not signed",
                 fields=(("HeadersNotSigned", name),),
             )
-    lines = []
-    for name in signed:
-        value = headers.get(name)
-        if value is None:
-            raise S3Error("SignatureDoesNotMatch", f"The signed header {name} was not sent.")
-        lines.append(f"{name}:{_SPACES.sub(' ', value) if '  ' in value else value}\n")
-    return f"{''.join(lines)}\n{';'.join(signed)}"
+    try:
+        block = "".join([f"{name}:{headers[name]}\n" for name in signed])
+    except KeyError as error:
+        message = f"The signed header {error.args[0]} was not sent."
+        raise S3Error("SignatureDoesNotMatch", message) from None
+    if "  " in block:  # no name holds a space, so these are all in values
+        block = _SPACES.sub(" ", block)
+    return f"{block}\n{signer.signed_text}"
 
 
 def _payload_mode(content: str) -> Payload:
-    if _HEX_64.fullmatch(content):
-        return Payload.SIGNED
     if content == UNSIGNED_PAYLOAD:
         return Payload.UNSIGNED
+    if _HEX_64.fullmatch(content):
+        return Payload.SIGNED
     if content in _STREAMING:
         return _STREAMING[content]
     if content.startswith("STREAMING-"):
@@ -244,23 +281,15 @@ def _payload_mode(content: str) -> Payload:
 
 
 def _parse_authorization(head: Head, authorization: str) -> _Claim:
-    scheme, _, rest = authorization.partition(" ")
-    if scheme != ALGORITHM:
-        raise S3Error(
-            "InvalidRequest" if scheme in ("AWS", "AWS4-ECDSA-P256-SHA256") else "InvalidArgument",
-            "The authorization mechanism you have provided is not supported. "
-            "Please use AWS4-HMAC-SHA256.",
-        )
-    fields = dict(item.strip().partition("=")[::2] for item in rest.split(","))
-    if set(fields) != {"Credential", "SignedHeaders", "Signature"}:
-        raise S3Error("AuthorizationHeaderMalformed")
+    repeated, _, signature = authorization.rpartition("Signature=")
+    signer = _parse_signer(repeated or authorization)
     amz_date = head.headers.get("x-amz-date")
     if amz_date is None:
         seconds = parse_http_date(head.get("date"))
         if seconds is None:
             raise S3Error("AccessDenied", "AWS authentication requires a valid Date or x-amz-date")
         amz_date = render_amz_date(seconds)
-    return _claim(fields, amz_date, "AuthorizationHeaderMalformed")
+    return _claim(signer, signature, amz_date, "AuthorizationHeaderMalformed")
 
 
 def _parse_presigned(target: Target, algorithm: bytes) -> tuple[_Claim, int]:
@@ -280,44 +309,51 @@ def _parse_presigned(target: Target, algorithm: bytes) -> tuple[_Claim, int]:
         raise S3Error(code, "X-Amz-Expires should be a number")
     if not 1 <= int(expires) <= MAX_EXPIRES_SECONDS:
         raise S3Error("AccessDenied", "X-Amz-Expires must be between 1 and 604800 seconds")
-    return _claim(fields, fields["Date"], code), int(expires)
+    signer = _signer(fields["Credential"], fields["SignedHeaders"], code)
+    return _claim(signer, fields["Signature"], fields["Date"], code), int(expires)
 
 
-def _claim(fields: Mapping[str, str], amz_date: str, code: str) -> _Claim:
-    credential = _split_credential(fields["Credential"])
-    if credential is None:
-        raise S3Error(code, "The credential is not <key>/<date>/<region>/s3/aws4_request.")
-    access_key, date, region = credential
+def _claim(signer: _Signer, signature: str, amz_date: str, code: str) -> _Claim:
     timestamp = parse_amz_date(amz_date)
     if timestamp is None:
         raise S3Error("AccessDenied", "AWS authentication requires a valid Date or x-amz-date")
-    if amz_date[:8] != date:
+    if amz_date[:8] != signer.date:
         raise S3Error(code, "The credential's date is not that of the request.")
-    signed = _split_signed_headers(fields["SignedHeaders"])
-    if signed is None:
-        raise S3Error(code, "SignedHeaders must be lower case, sorted and without repetition.")
-    if not _HEX_64.fullmatch(fields["Signature"]):
+    if not _HEX_64.fullmatch(signature):
         raise S3Error("SignatureDoesNotMatch")
-    return _Claim(access_key, date, region, signed, fields["Signature"], amz_date, timestamp)
-
-
-# A client sends the same two strings with every request of a day; both caches are bounded (I8).
+    return _Claim(signer, signature, amz_date, timestamp)
 
 
 @functools.lru_cache(maxsize=256)
-def _split_credential(text: str) -> tuple[str, str, str] | None:
-    parts = text.rsplit("/", 4)
+def _parse_signer(text: str) -> _Signer:
+    """Return what stands before the signature, which every client sends last.
+
+    Cached (bounded, I8): it is the same for every request of a day. Refusals are not cached.
+    """
+    scheme, _, rest = text.partition(" ")
+    if scheme != ALGORITHM:
+        raise S3Error(
+            "InvalidRequest" if scheme in ("AWS", "AWS4-ECDSA-P256-SHA256") else "InvalidArgument",
+            "The authorization mechanism you have provided is not supported. "
+            "Please use AWS4-HMAC-SHA256.",
+        )
+    code = "AuthorizationHeaderMalformed"
+    items = [item.strip().partition("=") for item in rest.split(",")]
+    if [name for name, _, _ in items] != ["Credential", "SignedHeaders", ""]:
+        raise S3Error(code)
+    return _signer(items[0][2], items[1][2], code)
+
+
+def _signer(credential: str, signed_text: str, code: str) -> _Signer:
+    parts = credential.rsplit("/", 4)
     if len(parts) != 5 or parts[3:] != ["s3", "aws4_request"]:
-        return None
-    return parts[0], parts[1], parts[2]
-
-
-@functools.lru_cache(maxsize=256)
-def _split_signed_headers(text: str) -> tuple[str, ...] | None:
-    """Return the names, None unless they are lower case, sorted and without repetition."""
-    names = tuple(text.split(";"))
-    is_good = list(names) == sorted(set(names)) and text == text.lower()
-    return names if is_good else None
+        raise S3Error(code, "The credential is not <key>/<date>/<region>/s3/aws4_request.")
+    access_key, date, region = parts[:3]
+    names = tuple(signed_text.split(";"))
+    if list(names) != sorted(set(names)) or signed_text != signed_text.lower():
+        raise S3Error(code, "SignedHeaders must be lower case, sorted and without repetition.")
+    scope = f"{date}/{region}/s3/aws4_request"
+    return _Signer(access_key, date, region, scope, names, signed_text)
 
 
 def _text(value: bytes | None) -> str:

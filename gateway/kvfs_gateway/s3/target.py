@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvfs_gateway.s3.errors import S3Error
 
@@ -20,8 +20,7 @@ _UNRESERVED = re.compile(rb"[A-Za-z0-9\-._~]*")
 _UNRESERVED_PATH = re.compile(rb"[A-Za-z0-9\-._~/]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """What stands between the method and the version."""
 
     raw_path: bytes
@@ -54,7 +53,8 @@ def parse_target(raw: bytes) -> Target:
     raw_path, _, raw_query = raw.partition(b"?")
     if b"#" in raw:
         raise S3Error("InvalidURI")
-    return Target(raw_path, percent_decode(raw_path), _parse_query(raw_query), authority)
+    query = _parse_query(raw_query) if raw_query else ()
+    return Target(raw_path, percent_decode(raw_path), query, authority)
 
 
 def percent_decode(data: bytes) -> bytes:
@@ -74,8 +74,6 @@ def percent_encode(data: bytes, *, keeps_slash: bool = False) -> str:
 
 
 def _parse_query(raw: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    if not raw:
-        return ()
     items = [item for item in raw.split(b"&") if item]
     if len(items) > MAX_QUERY_PARAMETERS:
         raise S3Error("InvalidArgument", "Too many query parameters.")

@@ -79,6 +79,8 @@ class Connection:
         self._settings = settings
         self._service = settings.service
         self._inbox = bytearray()
+        self._now = trio.current_time()
+        """When the present request began, and between two when the last answer left."""
         self.is_idle = True
 
     async def serve(self) -> None:
@@ -114,42 +116,52 @@ class Connection:
 
     async def _read_head(self) -> Head | None:
         """Return the next head, None when the peer is done. Raises: S3Error, Disconnected."""
-        inbox = self._inbox
+        inbox, transport = self._inbox, self._transport
+        if inbox:
+            await trio.lowlevel.checkpoint()  # a client that pipelines takes turns with others
+        else:
+            transport.deadline = self._now + IDLE_SECONDS
+            data = await transport.receive(RECEIVE_LENGTH, gives_way=True)
+            if not data:
+                return None
+            inbox += data
         searched = 0
-        self._transport.deadline = trio.current_time() + (HEAD_SECONDS if inbox else IDLE_SECONDS)
+        self._now = trio.current_time()
+        transport.deadline = self._now + HEAD_SECONDS
         while True:
             # One empty line before a request is let pass (RFC 9112, 2.2); some clients send it.
-            if searched == 0 and inbox[:2] == b"\r\n":
+            if searched == 0 and inbox.startswith(b"\r\n"):
                 del inbox[:2]
             end = find_head_end(inbox, searched)
             if end >= 0:
                 self.is_idle = False
                 data = bytes(inbox[:end])
                 del inbox[:end]
-                self._transport.deadline = math.inf  # each later wait sets its own
+                transport.deadline = math.inf  # each later wait sets its own
                 return parse_head(data)
             searched = len(inbox)
-            data = await self._transport.receive(RECEIVE_LENGTH)
+            data = await transport.receive(RECEIVE_LENGTH)
             if not data:
                 return None
-            if not searched:
-                self._transport.deadline = trio.current_time() + HEAD_SECONDS
             inbox += data
 
     async def _answer(self, head: Head, body: RequestBody) -> bool:
         request_id = self._settings.request_ids.next()
-        started = trio.current_time()
         access = Access(self._transport.peer, request_id, head)
         try:
             response = await self._respond(head, body, access)
         except S3Error as error:
-            return await self._refuse(head, body, error, access, started)
-        keeps_alive = head.keeps_alive and not self._settings.is_draining()
-        keeps_alive = keeps_alive and await body.discard(DISCARD_LENGTH)
+            return await self._refuse(head, body, error, access)
+        keeps_alive = await self._keeps_alive(head, body)
         await self._send(head, response, request_id, keeps_alive=keeps_alive)
         sent = 0 if head.method == "HEAD" else response.content_length
-        self._record(access, body, response.status, sent, started)
+        self._record(access, body, response.status, sent)
         return keeps_alive
+
+    async def _keeps_alive(self, head: Head, body: RequestBody) -> bool:
+        if not head.keeps_alive or self._settings.is_draining():
+            return False
+        return body.is_at_end or await body.discard(DISCARD_LENGTH)
 
     async def _respond(self, head: Head, body: RequestBody, access: Access) -> Response:
         """Return the answer. Raises: S3Error, Disconnected; every other error becomes a 500."""
@@ -172,30 +184,23 @@ class Connection:
             settings.metrics.count_failure()
             raise S3Error("InternalError", closes=True) from error
 
-    async def _refuse(
-        self, head: Head, body: RequestBody, error: S3Error, access: Access, started: float
-    ) -> bool:
-        keeps_alive = head.keeps_alive and not error.closes and not self._settings.is_draining()
-        keeps_alive = keeps_alive and await body.discard(DISCARD_LENGTH)
+    async def _refuse(self, head: Head, body: RequestBody, error: S3Error, access: Access) -> bool:
+        keeps_alive = not error.closes and await self._keeps_alive(head, body)
         length = await self._send_error(head, error, access.request_id, keeps_alive=keeps_alive)
-        self._record(access, body, error.status, length, started, error.code)
+        self._record(access, body, error.status, length, error.code)
         if not keeps_alive and not body.is_at_end:
             await self._linger()
         return keeps_alive
 
     def _record(
-        self,
-        access: Access,
-        body: RequestBody,
-        status: int,
-        sent: int,
-        started: float,
-        code: str = "",
+        self, access: Access, body: RequestBody, status: int, sent: int, code: str = ""
     ) -> None:
-        seconds = trio.current_time() - started
-        self._settings.metrics.count_received(body.received)
-        self._settings.metrics.count_request(access.operation, status, sent, seconds)
-        self._settings.access_log.write(access, status, sent, seconds, code)
+        now = trio.current_time()
+        seconds = now - self._now
+        self._now = now
+        settings = self._settings
+        settings.metrics.count_request(access.operation, status, sent, body.received, seconds)
+        settings.access_log.write(access, status, sent, seconds, code)
 
     async def _send_continue(self) -> None:
         await self._transport.send(CONTINUE)

@@ -71,18 +71,18 @@ def health_answer(head: Head) -> Response | None:
     return Response(200, [("Content-Type", "text/plain")], b"ok\n")
 
 
-async def answer(
+def answer(
     service: Service,
     addressing: Addressing,
     head: Head,
     body: RequestBody,
     access: Access,
     request_id: str,
-) -> Response:
-    """Authorize a request and run its handler. Raises: S3Error, KvfsError, Disconnected."""
+) -> Awaitable[Response]:
+    """Authorize a request and return its handler's answer to wait for. Raises: S3Error."""
     target, route, authentication = service.authorize(head, addressing)
     access.operation = route.operation
     access.requester = authentication.access_key
     access.bucket, access.key = route.bucket, route.key
     call = Call(service, head, target, route, authentication, body, request_id)
-    return await HANDLERS[route.operation](call)
+    return HANDLERS[route.operation](call)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from kvfs.model import StoreUsage
@@ -17,14 +18,18 @@ from kvfs_gateway.s3.routing import Operation
 _OPERATIONS = (*(operation.value for operation in Operation), "none")
 _OPERATION_INDEX = {operation: index for index, operation in enumerate(Operation)}
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
-_BUCKETS_MS = (1, 5, 25, 100, 500, 2500, 10_000)
+_BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 _GAUGES = ("connections", "capacity_bytes", "resident_bytes", "reserved_bytes", "object_count")
 _TOTALS = ("sent_bytes", "received_bytes", "failures", "starts", "connections_opened")
 
-_COUNTS = len(_OPERATIONS) * len(_CLASSES)
-_MICROSECONDS = _COUNTS
+_NO_OPERATION = len(_OPERATIONS) - 1
+_CLASS_COUNT = len(_CLASSES)
+_BUCKET_COUNT = len(_BUCKETS_S) + 1
+_MICROSECONDS = len(_OPERATIONS) * _CLASS_COUNT
 _HISTOGRAM = _MICROSECONDS + len(_OPERATIONS)
-_TOTAL = _HISTOGRAM + len(_OPERATIONS) * (len(_BUCKETS_MS) + 1)
+_TOTAL = _HISTOGRAM + len(_OPERATIONS) * _BUCKET_COUNT
+_SENT = _TOTAL + _TOTALS.index("sent_bytes")
+_RECEIVED = _TOTAL + _TOTALS.index("received_bytes")
 _GAUGE = _TOTAL + len(_TOTALS)
 ROW = _GAUGE + len(_GAUGES)
 
@@ -50,19 +55,18 @@ class WorkerMetrics:
         self._add("starts", 1)
 
     def count_request(
-        self, operation: Operation | None, status: int, sent: int, seconds: float
+        self, operation: Operation | None, status: int, sent: int, received: int, seconds: float
     ) -> None:
-        """Count one answered request."""
-        index = _OPERATION_INDEX[operation] if operation is not None else len(_OPERATIONS) - 1
+        """Count one answered request and the payload bytes of both directions."""
+        index = _OPERATION_INDEX[operation] if operation is not None else _NO_OPERATION
         row = self._row
-        row[index * len(_CLASSES) + status // 100 - 1] += 1
+        row[index * _CLASS_COUNT + status // 100 - 1] += 1
         row[_MICROSECONDS + index] += int(seconds * 1e6)
-        row[_HISTOGRAM + index * (len(_BUCKETS_MS) + 1) + _bucket(seconds * 1000)] += 1
-        row[_TOTAL] += sent
-
-    def count_received(self, length: int) -> None:
-        """Count payload bytes of requests."""
-        self._add("received_bytes", length)
+        row[_HISTOGRAM + index * _BUCKET_COUNT + bisect_left(_BUCKETS_S, seconds)] += 1
+        if sent:
+            row[_SENT] += sent
+        if received:
+            row[_RECEIVED] += received
 
     def count_failure(self) -> None:
         """Count a request that ended in an unforeseen exception."""
@@ -89,13 +93,6 @@ class WorkerMetrics:
         self._row[_TOTAL + _TOTALS.index(name)] += amount
 
 
-def _bucket(milliseconds: float) -> int:
-    for index, limit in enumerate(_BUCKETS_MS):
-        if milliseconds <= limit:
-            return index
-    return len(_BUCKETS_MS)
-
-
 class SharedMetrics:
     """All rows, for the supervisor."""
 
@@ -120,20 +117,20 @@ class SharedMetrics:
 
 def _request_lines(sums: list[int]) -> Iterator[str]:
     counts = [
-        (f'{{operation="{name}",status="{_CLASSES[k]}"}}', sums[index * len(_CLASSES) + k])
+        (f'{{operation="{name}",status="{_CLASSES[k]}"}}', sums[index * _CLASS_COUNT + k])
         for index, name in enumerate(_OPERATIONS)
-        for k in range(len(_CLASSES))
-        if sums[index * len(_CLASSES) + k]
+        for k in range(_CLASS_COUNT)
+        if sums[index * _CLASS_COUNT + k]
     ]
     yield from _family("kvfs_gateway_requests_total", "counter", counts)
     yield "# TYPE kvfs_gateway_request_seconds histogram"
     for index, name in enumerate(_OPERATIONS):
-        start = _HISTOGRAM + index * (len(_BUCKETS_MS) + 1)
-        row = sums[start : start + len(_BUCKETS_MS) + 1]
+        start = _HISTOGRAM + index * _BUCKET_COUNT
+        row = sums[start : start + _BUCKET_COUNT]
         if not sum(row):
             continue
         label = f'operation="{name}"'
-        limits = [*(str(limit / 1000) for limit in _BUCKETS_MS), "+Inf"]
+        limits = [*(str(limit) for limit in _BUCKETS_S), "+Inf"]
         for k, limit in enumerate(limits):
             total = sum(row[: k + 1])
             yield f'kvfs_gateway_request_seconds_bucket{{{label},le="{limit}"}} {total}'

@@ -206,7 +206,7 @@ def read_response(call: Call, entry: Entry) -> tuple[Response, ByteRange]:
 def _extent(call: Call, entry: Entry) -> tuple[ByteRange, int, list[Header]]:
     """Return the bytes that Range or partNumber ask for, the status, and headers to say so."""
     text = call.head.headers.get("range", "")
-    part = call.parameter("partNumber")
+    part = call.parameter("partNumber") if call.target.query else ""
     if part:
         if text:
             raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber.")

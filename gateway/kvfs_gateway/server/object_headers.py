@@ -7,6 +7,7 @@ so on. Values are the header's bytes as latin-1 text. Holds: what a client may s
 
 from __future__ import annotations
 
+import functools
 import urllib.parse
 from collections.abc import Mapping
 
@@ -31,6 +32,7 @@ TAG_PREFIX = PREFIX + "tag."
 """One attribute a tag, so that lifecycle rules can name it."""
 STORAGE_CLASS = PREFIX + "storage-class"
 
+_CHECKSUM_ATTRIBUTES = tuple((CHECKSUM_PREFIX + item.value, item) for item in Algorithm)
 _PLAIN_HEADERS = (
     "content-type",
     "content-encoding",
@@ -91,8 +93,8 @@ def checksum_attributes(
 
 def stored_checksum(entry_attributes: Mapping[str, bytes]) -> tuple[Algorithm, str, str] | None:
     """Return (algorithm, base64 text, type) that an object keeps."""
-    for algorithm in Algorithm:
-        value = entry_attributes.get(CHECKSUM_PREFIX + algorithm.value)
+    for name, algorithm in _CHECKSUM_ATTRIBUTES:
+        value = entry_attributes.get(name)
         if value is not None:
             kind = entry_attributes.get(CHECKSUM_TYPE, b"FULL_OBJECT")
             return algorithm, clean(value.decode("latin-1")), clean(kind.decode("latin-1"))
@@ -107,16 +109,21 @@ def object_headers(entry: Entry, *, with_checksum: bool) -> list[Header]:
         ("Accept-Ranges", "bytes"),
     ]
     attributes = entry.attributes
+    if not attributes and not entry.expires_at_s:
+        headers.append(("Content-Type", DEFAULT_CONTENT_TYPE))
+        return headers
     if PREFIX + "content-type" not in attributes:
         headers.append(("Content-Type", DEFAULT_CONTENT_TYPE))
+    if entry.expires_at_s:
+        date = render_http_date(entry.expires_at_s)
+        headers.append(("x-amz-expiration", f'expiry-date="{date}", rule-id="ttl"'))
+    tag_count = 0
     for name, value in attributes.items():
         header = _header_of(name)
         if header:
             headers.append((header, clean(value.decode("latin-1"))))
-    if entry.expires_at_s:
-        date = render_http_date(entry.expires_at_s)
-        headers.append(("x-amz-expiration", f'expiry-date="{date}", rule-id="ttl"'))
-    tag_count = sum(1 for name in attributes if name.startswith(TAG_PREFIX))
+        elif name.startswith(TAG_PREFIX):
+            tag_count += 1
     if tag_count:
         headers.append(("x-amz-tagging-count", str(tag_count)))
     checksum = stored_checksum(attributes) if with_checksum else None
@@ -126,6 +133,7 @@ def object_headers(entry: Entry, *, with_checksum: bool) -> list[Header]:
     return headers
 
 
+@functools.lru_cache(maxsize=1024)
 def _header_of(attribute: str) -> str:
     """Return the header that shows an attribute, "" if none does."""
     if not attribute.startswith(PREFIX):
