@@ -54,10 +54,11 @@ def test_metrics_of_all_workers_are_summed() -> None:
     shared = SharedMetrics(fd)
     for worker in range(2):
         metrics = WorkerMetrics(fd, worker)
-        metrics.count_request(Operation.HEAD_OBJECT, 404, 100, 0.002)
+        metrics.count_request(Operation.HEAD_OBJECT, 404, 100, 7, 0.002)
         metrics.count_connection(1)
     text = shared.render()
     assert 'kvfs_gateway_requests_total{operation="HeadObject",status="4xx"} 2' in text
     assert "kvfs_gateway_sent_bytes_total 200" in text
+    assert "kvfs_gateway_received_bytes_total 14" in text
     assert "kvfs_gateway_connections 2" in text
     assert 'kvfs_gateway_request_seconds_bucket{operation="HeadObject",le="0.005"} 2' in text

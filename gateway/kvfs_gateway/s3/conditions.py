@@ -17,6 +17,10 @@ from kvfs_gateway.s3.http_dates import parse_http_date
 
 _ENTITY_TAG = re.compile(r'[ \t]*(W/)?(?:"([^"]*)"|([^",\s]+))[ \t]*(?:,|$)')
 _MAX_TAGS = 64
+READ_CONDITIONS = frozenset(
+    {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+)
+"""Headers without which a read has no conditions."""
 
 
 class Outcome(enum.Enum):

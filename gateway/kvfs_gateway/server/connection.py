@@ -121,7 +121,7 @@ class Connection:
             await trio.lowlevel.checkpoint()  # a client that pipelines takes turns with others
         else:
             transport.deadline = self._now + IDLE_SECONDS
-            data = await transport.receive(RECEIVE_LENGTH, gives_way=True)
+            data = await transport.receive(RECEIVE_LENGTH)
             if not data:
                 return None
             inbox += data

@@ -15,6 +15,7 @@ from kvfs.model import Entry, PutOptions, WriteCondition
 from kvfs.store.part_files import PartWriter
 from kvfs.store.staging import Staging
 from kvfs_gateway.s3.conditions import (
+    READ_CONDITIONS,
     Outcome,
     decide,
     read_conditions,
@@ -190,7 +191,9 @@ async def get_object(call: Call) -> Response:
 def read_response(call: Call, entry: Entry) -> tuple[Response, ByteRange]:
     """Return the head of a read's answer and the range it covers. Raises: S3Error 412, 416."""
     headers = call.head.headers
-    outcome = decide(read_conditions(headers), entry.etag, entry.mtime_ns // 1_000_000_000)
+    outcome = Outcome.PROCEED
+    if not READ_CONDITIONS.isdisjoint(headers):
+        outcome = decide(read_conditions(headers), entry.etag, entry.mtime_ns // 1_000_000_000)
     if outcome is Outcome.FAILED:
         raise S3Error("PreconditionFailed")
     wants_checksum = headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
-import trio
-
 from kvfs.errors import InvalidArgument
 from kvfs_gateway.server.transport import Disconnected, PlainTransport
 
@@ -69,9 +67,7 @@ class TlsTransport:
     def deadline(self, value: float) -> None:
         self._plain.deadline = value
 
-    async def receive(self, limit: int, *, gives_way: bool = False) -> bytes:
-        if gives_way:
-            await trio.lowlevel.checkpoint()
+    async def receive(self, limit: int) -> bytes:
         return await self._run(lambda: self._tls.read(limit), b"")
 
     async def receive_into(self, buffer: memoryview) -> int:

@@ -17,6 +17,12 @@ SEND_WINDOW = 8 * 1024 * 1024
 """Most bytes one sendfile call is asked for, so that no connection keeps the loop for long."""
 
 
+MAX_TURNS = 16
+"""Requests that one connection may have answered before the others get their turn (1 ms). Trying
+recv before asking the loop saves 15 us of a HEAD where the next request is already there, as it is
+under load, and costs 2 us where it is not."""
+
+
 class Disconnected(Exception):
     """The peer closed or reset the connection, or never finished what it began."""
 
@@ -29,11 +35,8 @@ class Transport(Protocol):
     can_sendfile: bool
     peer: str
 
-    async def receive(self, limit: int, *, gives_way: bool = False) -> bytes:
-        """Return 1 to `limit` bytes, b"" at the end of the stream. Raises: Disconnected.
-
-        gives_way: let other tasks run first, even if bytes are there.
-        """
+    async def receive(self, limit: int) -> bytes:
+        """Return 1 to `limit` bytes, b"" at the end of the stream. Raises: Disconnected."""
         ...
 
     async def receive_into(self, buffer: memoryview) -> int:
@@ -70,18 +73,24 @@ class PlainTransport:
         self._socket = sock
         self.peer = peer
         self.deadline = 0.0
+        self._turns = 0
+        """Receptions in a row for which the loop was not left."""
 
-    async def receive(self, limit: int, *, gives_way: bool = False) -> bytes:
-        if gives_way:
-            # Between two requests nothing is there yet: a recv that fails would cost 2 us.
-            await trio.lowlevel.wait_readable(self._socket)
+    async def receive(self, limit: int) -> bytes:
         while True:
             try:
-                return self._socket.recv(limit)
+                data = self._socket.recv(limit)
             except BlockingIOError:
+                self._turns = 0
                 await trio.lowlevel.wait_readable(self._socket)
             except OSError as error:
                 raise Disconnected(str(error)) from None
+            else:
+                self._turns += 1
+                if self._turns > MAX_TURNS:
+                    self._turns = 0
+                    await trio.lowlevel.checkpoint()
+                return data
 
     async def receive_into(self, buffer: memoryview) -> int:
         while True:

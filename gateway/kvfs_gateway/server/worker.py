@@ -8,6 +8,7 @@ PR_SET_PDEATHSIG follows the *thread* that started the child, and trio's threads
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -207,6 +208,8 @@ def main() -> int:
         service = Service(
             store, clock, randomness, credential, settings.region, settings.has_md5_etags
         )
+        gc.collect()
+        gc.freeze()  # what is loaded now stays: a full collection took 30 ms of every connection
         trio.run(Worker(settings, service).run)
     return 0
 
