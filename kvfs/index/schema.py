@@ -90,8 +90,8 @@ _IS_MUTABLE = 4
 _HAS_DIGEST = 8
 _ETAG_IS_MD5 = 16
 _HAS_TARGET = 32
-_DIGEST_OR_TARGET = _HAS_DIGEST | _HAS_TARGET
-_FILE = int(Kind.FILE)
+_UNLIKE_MOST = _HAS_DIGEST | _HAS_TARGET | _IS_MUTABLE
+_FILE_KIND = int(Kind.FILE)
 
 
 @dataclass(slots=True)
@@ -214,7 +214,7 @@ def unpack_entry(inode: int, raw: bytes) -> Entry:
         kind, flags, mode, uid, gid, namespace_id, size, mtime_ns, ctime_ns, accessed_s,
         expires_at_s, ttl_s, ttl_class, priority, pin, nlink, parent, name_length, etag_length,
     ) = _INODE.unpack_from(raw)  # fmt: skip
-    if kind != _FILE or flags & _DIGEST_OR_TARGET != _HAS_DIGEST:
+    if kind != _FILE_KIND or flags & _UNLIKE_MOST != _HAS_DIGEST:
         return entry_of(inode, unpack_inode(raw))
     name_at = _INODE.size + 32
     digest = raw[_INODE.size : name_at]
@@ -230,7 +230,7 @@ def unpack_entry(inode: int, raw: bytes) -> Entry:
     return Entry(
         inode, Kind.FILE, namespace_id, mode, uid, gid, size, mtime_ns, ctime_ns, accessed_s,
         expires_at_s, ttl_s, ttl_class, flags & _IS_SLIDING != 0, priority, _PINS[pin], nlink,
-        Digest(digest), etag, attributes, parent, name, b"", flags & _IS_MUTABLE != 0,
+        Digest(digest), etag, attributes, parent, name,
     )  # fmt: skip
 
 

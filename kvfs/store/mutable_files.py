@@ -423,8 +423,7 @@ class MutableFiles:
 
 def _as_found(entry: Entry, found: os.stat_result) -> Entry:
     size, mtime_ns = found.st_size, found.st_mtime_ns
-    return replace(
-        entry,
+    return entry._replace(
         size=size,
         mtime_ns=mtime_ns,
         etag=mutable_etag(entry.inode, size, mtime_ns),
