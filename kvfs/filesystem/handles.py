@@ -202,6 +202,10 @@ class HandleTable:
             reading.openers += 1
         return handle
 
+    def find(self, number: int) -> Handle | None:
+        """Return the handle, None if there is none."""
+        return self._handles.get(number)
+
     def get(self, number: int) -> Handle:
         """Return the handle. Raises: OSError EBADF."""
         handle = self._handles.get(number)

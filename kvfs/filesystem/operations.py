@@ -83,6 +83,11 @@ class Operations:
         self.files = OpenFiles(self._state, self._view)
         self.contents = FileContents(self._state)
 
+    @property
+    def state(self) -> MountState:
+        """The mount's tables, for a transport that answers the commonest requests by itself."""
+        return self._state
+
     def _gauges(self) -> dict[str, int]:
         """The mount's own numbers, for status and metrics."""
         return {

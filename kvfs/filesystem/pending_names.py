@@ -114,6 +114,15 @@ class PendingNames:
     def has_hidden_below(self, directory: int) -> bool:
         return directory in self._writers_in
 
+    def is_quiet(self, thread: int, parent: int, name: bytes) -> bool:
+        """Whether the name means to `thread` what it means to everybody: what the store says."""
+        if thread in self._overwrites:
+            return False
+        if not self._writers and not self._credits:
+            return True
+        place = ChildName(parent, name)
+        return place not in self._writers and place not in self._credits
+
     # -- overwrites
 
     def announce_overwrite(self, thread: int, nodeid: int) -> bool:

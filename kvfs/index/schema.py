@@ -286,6 +286,11 @@ def pack_block(row: BlockRow) -> bytes:
     )  # fmt: skip
 
 
+def unpack_stored(raw: bytes) -> int:
+    """Return what a block row says it takes on the disk: nothing where it is bad."""
+    return 0 if raw[-1] & 1 else int.from_bytes(raw[16:24], "little")
+
+
 def unpack_block(raw: bytes) -> BlockRow:
     """Return the working copy held in `raw`."""
     generation, size, stored, refs, sequence, namespace_id, codec, flags = _BLOCK.unpack(raw)

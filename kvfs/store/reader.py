@@ -25,6 +25,7 @@ from kvfs.index.schema import (
     unpack_block,
 )
 from kvfs.model import (
+    MAX_MOUNT_NAME_LENGTH,
     ChildName,
     Codec,
     Digest,
@@ -52,6 +53,7 @@ file by now. The protocol's model needed at most 4 retries."""
 
 VERIFY_ATTRIBUTE = "user.kvfs.verify"
 """On a namespace: b"always" hashes every block each time it is opened."""
+_VERIFY_NAME = VERIFY_ATTRIBUTE.encode()
 
 
 def _open_nothing() -> int:
@@ -76,11 +78,25 @@ class Reader:
 
     def find(self, place: Place, *, touch: bool = False) -> Entry | None:
         """Return the entry at `place`, or None (absent or expired)."""
-        if isinstance(place, ObjectPath) and 0 < len(place.key) <= PIECE_LENGTH:
+        if isinstance(place, ChildName):
+            return self.find_child(place.parent, place.name, touch=touch)
+        if 0 < len(place.key) <= PIECE_LENGTH:
             entry = self._index.find_file(place.namespace, place.key)
         else:
             entry = self._find_slowly(place)
-        if entry is None or (entry.expires_at_s and not self._is_live(entry.inode, entry)):
+        return self._as_it_is(entry, touch=touch)
+
+    def find_child(self, parent: int, name: bytes, *, touch: bool = False) -> Entry | None:
+        """Return what the mount shows under `name` in `parent`, or None (absent or expired)."""
+        if len(name) > MAX_MOUNT_NAME_LENGTH:
+            entry = self._find_slowly(ChildName(parent, name))
+        else:
+            entry = self._index.find_child(parent, name)
+        return self._as_it_is(entry, touch=touch)
+
+    def _as_it_is(self, entry: Entry | None, *, touch: bool = False) -> Entry | None:
+        """Return the entry if it is live, of a mutable file as the file is now."""
+        if entry is None or not self._is_live(entry):
             return None
         if touch:
             self._access.note(entry.inode, self._context.now_s())
@@ -89,8 +105,7 @@ class Reader:
     def _find_slowly(self, place: Place) -> Entry | None:
         with self._index.read() as txn:
             inode = find_inode(txn, place)
-            row = None if inode is None else txn.inode(inode)
-        return None if inode is None or row is None else entry_of(inode, row)
+            return None if inode is None else txn.entry(inode)
 
     def find_many(self, paths: Sequence[ObjectPath]) -> list[Entry | None]:
         """Return the entries of `paths`, in their order, as of one moment."""
@@ -98,9 +113,8 @@ class Reader:
         with self._index.read() as txn:
             for path in paths:
                 inode = find_inode(txn, path)
-                row = None if inode is None else txn.inode(inode)
-                is_hit = inode is not None and row is not None and self._is_live(inode, row)
-                found.append(entry_of(inode, row) if is_hit else None)  # type: ignore[arg-type]
+                entry = None if inode is None else txn.entry(inode)
+                found.append(entry if entry is not None and self._is_live(entry) else None)
         return found
 
     def stat(self, place: Place, *, touch: bool = False) -> Entry:
@@ -112,12 +126,7 @@ class Reader:
 
     def stat_inode(self, inode: int) -> Entry | None:
         """Return the entry of an inode, or None."""
-        with self._index.read() as txn:
-            row = txn.inode(inode)
-        if row is None or not self._is_live(inode, row):
-            return None
-        entry = entry_of(inode, row)
-        return self._files.live(entry) if entry.is_mutable else entry
+        return self._as_it_is(self._index.find_entry(inode))
 
     def open_read(self, place: Place) -> ReadView:
         """Open the object at `place`; counts as an access.
@@ -128,9 +137,9 @@ class Reader:
             with self._index.read() as txn:
                 inode = find_inode(txn, place)
                 found = None if inode is None else self._load(txn, inode)
-            if inode is None or found is None:
+            if found is None:
                 break
-            view = self._open(inode, *found)
+            view = self._open(*found)
             if view is not None:
                 return view
         raise self._absent(place)
@@ -142,7 +151,7 @@ class Reader:
                 found = self._load(txn, inode)
             if found is None:
                 break
-            view = self._open(inode, *found)
+            view = self._open(*found)
             if view is not None:
                 return view
         raise NotFound("the file is gone: look its name up again")
@@ -154,7 +163,7 @@ class Reader:
         if found is None:
             raise NotFound("the file is gone: look its name up again")
         is_suspect = bool(found[2])
-        return None if is_suspect else self._open(inode, *found)
+        return None if is_suspect else self._open(*found)
 
     def open_block(self, digest: Digest) -> ReadView:
         """Open a block by its digest; see Store.open_block."""
@@ -190,9 +199,7 @@ class Reader:
 
     def stored_bytes(self, digest: Digest) -> int:
         """Return what a block takes on the disk; see Store.stored_bytes."""
-        with self._index.read() as txn:
-            block = txn.block(digest)
-        return 0 if block is None or block.is_bad else block.stored
+        return self._index.find_stored(digest)
 
     def recheck(self, namespace_id: NamespaceId, digest: Digest) -> bool:
         """Hash a block file anew; see Store.recheck."""
@@ -210,48 +217,48 @@ class Reader:
 
     def _load(
         self, txn: ReadTransaction, inode: int
-    ) -> tuple[InodeRow, BlockRow | None, bytes] | None:
-        """Return (row, block, salt where the block must be hashed), or None when it is a miss."""
-        row = txn.inode(inode)
-        if row is None or not self._is_live(inode, row):
+    ) -> tuple[Entry, BlockRow | None, bytes] | None:
+        """Return (entry, block, salt where the block must be hashed), or None when it is a miss."""
+        entry = txn.entry(inode)
+        if entry is None or not self._is_live(entry):
             return None
-        if row.kind is Kind.DIRECTORY:
+        if entry.is_directory:
             raise IsADirectory("this is a directory: name a file in it")
-        if not row.digest:
-            return row, None, b""
-        block = txn.block(row.digest)
+        if not entry.digest:
+            return entry, None, b""
+        block = txn.block(entry.digest)
         if block is None:
             return None
-        namespace = txn.namespace(row.namespace_id)
-        must_check = self._trust.is_suspect(block) or is_always_verified(namespace)
-        return row, block, namespace.salt if must_check and namespace is not None else b""
+        is_suspect = self._trust.is_suspect(block)
+        if not is_suspect and not txn.namespace_mentions(entry.namespace_id, _VERIFY_NAME):
+            return entry, block, b""  # what is nearly always so, without unpacking the row
+        namespace = txn.namespace(entry.namespace_id)
+        must_check = is_suspect or is_always_verified(namespace)
+        return entry, block, namespace.salt if must_check and namespace is not None else b""
 
-    def _open(
-        self, inode: int, row: InodeRow, block: BlockRow | None, salt: bytes
-    ) -> ReadView | None:
+    def _open(self, entry: Entry, block: BlockRow | None, salt: bytes) -> ReadView | None:
         """Return a view, or None to look again (evicted, replaced, or bad and now dropped)."""
-        entry = entry_of(inode, row)
-        if row.is_mutable:
+        if entry.is_mutable:
             return self._files.view(entry)
         if block is None:
-            self._access.note(inode, self._context.now_s())
+            self._access.note(entry.inode, self._context.now_s())
             return ReadView(entry, _open_nothing(), Codec.RAW)
         if block.is_bad:
             if self._context.is_read_only:
-                raise Corrupt("its bytes failed their check: store it again", row.digest)
-            self._trust.drop_name_of(inode, row.digest)
+                raise Corrupt("its bytes failed their check: store it again", entry.digest)
+            self._trust.drop_name_of(entry.inode, entry.digest)
             return None
-        descriptor = self._context.files.open(row.digest, block.generation)
+        descriptor = self._context.files.open(entry.digest, block.generation)
         if descriptor is None:
-            self._forget_if_lost(row, block)
+            self._forget_if_lost(entry.digest, block)
             return None
         try:
-            if not self._is_good(row.digest, block, salt, descriptor):
+            if not self._is_good(entry.digest, block, salt, descriptor):
                 if self._context.is_read_only:
                     raise Corrupt("its bytes failed their check: open the store for writing once")
                 os.close(descriptor)
                 return None
-            condemn = partial(self._trust.condemn, row.digest, block)
+            condemn = partial(self._trust.condemn, entry.digest, block)
             view = ReadView(entry, descriptor, block.codec, condemn)
         except OSError as error:
             os.close(descriptor)
@@ -259,7 +266,7 @@ class Reader:
         except BaseException:
             os.close(descriptor)
             raise
-        self._access.note(inode, self._context.now_s())
+        self._access.note(entry.inode, self._context.now_s())
         return view
 
     def _is_good(self, digest: Digest, block: BlockRow, salt: bytes, descriptor: int) -> bool:
@@ -269,16 +276,19 @@ class Reader:
             return False
         return not salt or self._trust.check(digest, block, salt, descriptor)
 
-    def _forget_if_lost(self, row: InodeRow, block: BlockRow) -> None:
-        """The file was not there: if the row still names it, it is lost, not evicted."""
+    def _forget_if_lost(self, digest: Digest, block: BlockRow) -> None:
+        """The file was not there: if its row still names it, it is lost, not evicted."""
         if self._context.is_read_only:
             return
         with self._index.read() as txn:
-            now = txn.block(row.digest)
+            now = txn.block(digest)
         if now is not None and now.generation == block.generation and not now.is_bad:
-            self._trust.condemn(row.digest, now)
+            self._trust.condemn(digest, now)
 
-    def _is_live(self, inode: int, row: InodeRow | Entry) -> bool:
+    def _is_live(self, entry: Entry) -> bool:
+        return not entry.expires_at_s or self._is_live_row(entry.inode, entry)
+
+    def _is_live_row(self, inode: int, row: InodeRow | Entry) -> bool:
         """Return whether the row is unexpired, counting notes not yet written; a hard pin is."""
         if not row.expires_at_s or row.pin is Pin.HARD:
             return True
@@ -311,14 +321,14 @@ class Reader:
                 delimiter=delimiter,
                 after=after,
                 limit=limit,
-                is_live=self._is_live,
+                is_live=self._is_live_row,
             )
 
     def read_directory(self, inode: int, *, after: bytes, limit: int) -> list[DirectoryChild]:
         """Return the mount's view of a directory. Raises: NotFound, NotADirectory."""
         with self._index.read() as txn:
             tree.directory_row(txn, inode)
-            return read_children(txn, inode, after=after, limit=limit, is_live=self._is_live)
+            return read_children(txn, inode, after=after, limit=limit, is_live=self._is_live_row)
 
     def find_namespace(self, name: bytes) -> Namespace | None:
         """Return the bucket called `name`, or None."""

@@ -247,7 +247,7 @@ class Store:
 
     def find_child(self, parent: int, name: bytes, *, touch: bool = False) -> Entry | None:
         """Return what the mount shows under `name` in directory `parent`, or None."""
-        return self._reader.find(ChildName(parent, name), touch=touch)
+        return self._reader.find_child(parent, name, touch=touch)
 
     def stat_inode(self, inode: int) -> Entry | None:
         """Return the entry of an inode, or None."""

@@ -32,6 +32,7 @@ from kvfs.index.schema import (
     unpack_lru_key,
     unpack_namespace,
     unpack_namespace_id,
+    unpack_stored,
 )
 from kvfs.model import MAX_DEPTH, MAX_KEY_LENGTH, NO_DIGEST, Codec, Digest, Kind, NamespaceId, Pin
 
@@ -90,6 +91,13 @@ def test_an_inode_row_comes_back_as_it_was(row: InodeRow, inode: int) -> None:
     assert unpack_namespace_id(raw) == row.namespace_id
 
 
+def test_an_empty_file_whose_attributes_fill_a_digest_is_no_digest() -> None:
+    row = InodeRow(Kind.FILE, NamespaceId(1), name=b"n", attributes={"user.a": b"x" * 20})
+    raw = pack_inode(row)
+    assert len(raw) == len(pack_inode(InodeRow(Kind.FILE, NamespaceId(1), name=b"n"))) + 32
+    assert unpack_entry(7, raw) == entry_of(7, row)
+
+
 @given(
     row=st.builds(
         BlockRow, u64, u64, u64, u32, u64, u32.map(NamespaceId), st.sampled_from(Codec),
@@ -97,7 +105,9 @@ def test_an_inode_row_comes_back_as_it_was(row: InodeRow, inode: int) -> None:
     )
 )  # fmt: skip
 def test_a_block_row_comes_back_as_it_was(row: BlockRow) -> None:
-    assert unpack_block(pack_block(row)) == row
+    raw = pack_block(row)
+    assert unpack_block(raw) == row
+    assert unpack_stored(raw) == (0 if row.is_bad else row.stored)
 
 
 @given(

@@ -23,6 +23,7 @@ from kvfs.filesystem import mount_points
 from kvfs.filesystem.edge import answer
 from kvfs.filesystem.kernel import wire
 from kvfs.filesystem.kernel.passthrough import BackingFiles
+from kvfs.filesystem.kernel.quick import QuickAnswers, encode_opened
 from kvfs.filesystem.kernel.wire import InitFlag, Opcode, OpenFlag, Request, SetattrValid
 from kvfs.filesystem.open_files import wants_write
 from kvfs.filesystem.operations import Operations
@@ -109,7 +110,8 @@ class KernelSession:
         self._scope = trio.CancelScope()
         self._slots = trio.Semaphore(MAX_IN_FLIGHT)
         self._spare: list[bytearray] = []
-        self._backing = BackingFiles(-1, is_enabled=False)
+        self._backing = BackingFiles()
+        self._quick = QuickAnswers(operations.state, operations.files, self._backing)
         self._handlers = self._make_handlers()
 
     @property
@@ -167,8 +169,12 @@ class KernelSession:
             if not length:
                 await trio.lowlevel.wait_readable(self._device)
                 continue
-            request = self._decode(memoryview(buffer)[:length])
-            if request is None:
+            message = memoryview(buffer)[:length]
+            reply = self._quick.answer(message)
+            request = None if reply is not None else self._decode(message)
+            if reply is not None:
+                self._send(reply)
+            elif request is None:
                 pass
             elif request.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
                 for nodeid, count in wire.decode_forgets(request):
@@ -288,8 +294,8 @@ class KernelSession:
         offer = wire.decode_init(request)
         flags = WANTED & offer.flags
         has_passthrough = InitFlag.PASSTHROUGH in flags
-        self._backing = BackingFiles(self._device, is_enabled=has_passthrough)
         if has_passthrough:
+            self._backing.enable(self._device)
             self._operations.files.use_passthrough()
         log.info("kernel_protocol version=7.%d passthrough=%s", offer.minor, has_passthrough)
         return wire.encode_init(
@@ -382,14 +388,7 @@ class KernelSession:
             raise
         if is_writer and not backing_id:
             self._operations.files.write_through_us(reply.handle)
-        flags = OpenFlag(0) if is_writer else OpenFlag.NOFLUSH
-        if backing_id:
-            flags |= OpenFlag.PASSTHROUGH
-        elif reply.is_stream:
-            flags |= OpenFlag.DIRECT_IO
-        elif reply.keep_cache:
-            flags |= OpenFlag.KEEP_CACHE
-        return wire.encode_open(reply.handle, flags, backing_id)
+        return encode_opened(reply, backing_id)
 
     async def _read(self, request: Request) -> bytes:
         handle, offset, length = request.fields[:3]

@@ -25,7 +25,9 @@ OLDEST_MINOR = 31
 
 IN_HEADER = struct.Struct("<IIQQIIIHH")
 OUT_HEADER = struct.Struct("<IiQ")
-ENTRY_OUT = struct.Struct("<QQQQII")
+NODE_OUT = struct.Struct("<QQ")
+TIMEOUTS_OUT = struct.Struct("<QQII")
+KNOWN_ENTRY = struct.Struct("<IiQQQ")
 ATTRIBUTES = struct.Struct("<QQQQQQIIIIIIIIII")
 ATTRIBUTES_OUT = struct.Struct("<QII")
 OPEN_OUT = struct.Struct("<QIi")
@@ -38,7 +40,8 @@ IOCTL_OUT = struct.Struct("<iIII")
 DIRENT = struct.Struct("<QQII")
 FORGET_ONE = struct.Struct("<QQ")
 SIZES = struct.Struct("<II")
-ENTRY_BYTES = ENTRY_OUT.size + ATTRIBUTES.size
+ENTRY_BYTES = NODE_OUT.size + TIMEOUTS_OUT.size + ATTRIBUTES.size
+KNOWN_ENTRY_BYTES = OUT_HEADER.size + ENTRY_BYTES
 MAX_FORGETS = 65536
 """One BATCH_FORGET fits a read buffer; more than this cannot come (I8)."""
 
@@ -288,6 +291,12 @@ def decode_forgets(request: Request) -> list[tuple[int, int]]:
     return list(FORGET_ONE.iter_unpack(request.data[: count * FORGET_ONE.size]))
 
 
+def decode_name(body: memoryview) -> bytes | None:
+    """Return the one name that `body` holds with its NUL, None if it holds anything else."""
+    name = bytes(body[:-1])
+    return name if name and not body[-1] and b"\0" not in name else None
+
+
 @dataclass(frozen=True, slots=True)
 class KernelInit:
     """What the kernel offers in FUSE_INIT."""
@@ -386,21 +395,36 @@ def encode_entry(
     nodeid: int, attributes: Attributes, entry_timeout_s: float, attribute_timeout_s: float
 ) -> bytes:
     """Return struct fuse_entry_out."""
+    timeouts = encode_entry_timeouts(entry_timeout_s, attribute_timeout_s)
+    return NODE_OUT.pack(nodeid, 0) + timeouts + encode_attributes(attributes)
+
+
+def encode_entry_timeouts(entry_timeout_s: float, attribute_timeout_s: float) -> bytes:
+    """Return the part of struct fuse_entry_out between the node and its attributes."""
     entry_s, entry_ns = _timeout(entry_timeout_s)
     attribute_s, attribute_ns = _timeout(attribute_timeout_s)
-    head = ENTRY_OUT.pack(nodeid, 0, entry_s, attribute_s, entry_ns, attribute_ns)
-    return head + encode_attributes(attributes)
+    return TIMEOUTS_OUT.pack(entry_s, attribute_s, entry_ns, attribute_ns)
+
+
+def encode_known_entry(unique: int, nodeid: int, timeouts: bytes, attributes: bytes) -> bytes:
+    """Return a whole LOOKUP reply of parts that were packed before."""
+    return KNOWN_ENTRY.pack(KNOWN_ENTRY_BYTES, 0, unique, nodeid, 0) + timeouts + attributes
 
 
 def encode_attributes_out(attributes: Attributes, timeout_s: float) -> bytes:
     """Return struct fuse_attr_out."""
+    return encode_attributes_timeout(timeout_s) + encode_attributes(attributes)
+
+
+def encode_attributes_timeout(timeout_s: float) -> bytes:
+    """Return struct fuse_attr_out without its attributes."""
     seconds, nanoseconds = _timeout(timeout_s)
-    return ATTRIBUTES_OUT.pack(seconds, nanoseconds, 0) + encode_attributes(attributes)
+    return ATTRIBUTES_OUT.pack(seconds, nanoseconds, 0)
 
 
-def encode_open(handle: int, flags: OpenFlag, backing_id: int = 0) -> bytes:
-    """Return struct fuse_open_out."""
-    return OPEN_OUT.pack(handle, int(flags), backing_id)
+def encode_open(handle: int, flags: int, backing_id: int = 0) -> bytes:
+    """Return struct fuse_open_out. flags: OpenFlag."""
+    return OPEN_OUT.pack(handle, flags, backing_id)
 
 
 def encode_statfs(
