@@ -18,7 +18,7 @@ from kvfs.filesystem.inodes import InodeTable, Node
 from kvfs.filesystem.pending_names import PendingNames
 from kvfs.filesystem.processes import Processes
 from kvfs.filesystem.records import FILE_TYPES, SECTOR_BYTES, TIMEOUT_S, Attributes, EntryReply
-from kvfs.model import Entry
+from kvfs.model import ChildName, Entry
 from kvfs.store.store import Store
 
 
@@ -168,6 +168,16 @@ class MountState:
         """Return the stat(2) answer for a published entry, with what it takes on the disk."""
         stored = self.store.stored_bytes(entry.digest) if entry.digest else 0
         return attributes_of(entry, ino, stored)
+
+    def move_opener(self, writing: WritingFile, place: ChildName, mover: int = 0) -> None:
+        """Publish an open file elsewhere, since thread `mover` renamed what it was opened as.
+
+        A twin whose file moves is owed the rename that it will ask for: its bytes are there.
+        """
+        base = writing.base
+        if base is not None and writing.has_twin and writing.creator.thread != mover:
+            self.pending.give_credit(writing, self.published(base.entry, writing.inode))
+        self.pending.move_writer(writing, place)
 
     def reply(
         self, node: Node, entry: Entry | None = None, *, is_fleeting: bool = False

@@ -72,7 +72,11 @@ class OpenFiles:
         elif existing is not None and flags & os.O_EXCL:
             raise os_error(errno.EEXIST)
         if existing is not None:
-            return await self._create_on_existing(place, existing, flags, caller)
+            try:
+                return await self._create_on_existing(place, existing, flags, caller)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise  # else a twin took it away since: then this is the first of its name
         state.pending.finish_overwrite(caller.thread)
         writing = await self._begin(directory, place, mode, caller)
         await state.writing.begin_empty(writing, is_direct=state.has_passthrough)
@@ -112,7 +116,8 @@ class OpenFiles:
             return await self._open_alias(node, node.overwrites, flags, caller)
         if self._may_join(node, flags, caller):
             return self._opened(node, is_writer=True, writing=node.writing)
-        if self._state.pending.announce_overwrite(caller.thread, nodeid):
+        is_emptying = bool(flags & os.O_TRUNC)
+        if self._state.pending.announce_overwrite(caller.thread, nodeid, is_emptying=is_emptying):
             raise os_error(errno.ESTALE)
         return await self._open_in_place(node, flags, caller)
 
@@ -179,7 +184,11 @@ class OpenFiles:
         else:
             node = state.inodes.make_private(entry.inode)
             node.overwrites = place
-            opened = await self._open_alias(node, place, flags, caller)
+            try:
+                opened = await self._open_alias(node, place, flags, caller)
+            except BaseException:
+                state.inodes.release(node)
+                raise
         return state.reply(node, entry, is_fleeting=True), opened
 
     async def _begin(
@@ -286,13 +295,21 @@ class OpenFiles:
     async def _open_alias(
         self, node: Node, place: ChildName, flags: int, caller: Caller
     ) -> OpenReply:
-        """Start a private file that replaces `place`: empty with O_TRUNC, otherwise a lazy copy."""
+        """Start a private file that replaces `place`: empty with O_TRUNC, otherwise a lazy copy.
+
+        Of what the name led to when it was walked; if a twin has moved that away meanwhile, the
+        copy is a new file, published under the name that was opened.
+        """
         state = self._state
-        entry = state.store.find_child(place.parent, place.name)
-        if entry is None and node.inode:
+        base = state.pending.take_base(caller.thread, node)
+        entry = named = state.store.find_child(place.parent, place.name)
+        if base is not None:
+            entry = base.entry
+        elif entry is None and node.inode:
             entry = state.store.stat_inode(node.inode)
         if entry is not None:
             writing = self._from_entry(entry, place, caller)
+            writing.base, writing.is_hidden = base, named is None
         elif node.shown is not None:
             directory = state.inodes.for_inode(place.parent)
             writing = await self._begin(directory, place, node.shown.mode, caller)
@@ -304,6 +321,10 @@ class OpenFiles:
             await state.writing.begin_empty(writing, is_direct=state.has_passthrough)
         elif entry is not None:
             node.inode = entry.inode
+            if writing.base is None:  # now, not at the first write: by then it may be gone
+                writing.base = await self._open_view(node)
+            if named is None:
+                writing.inode, writing.is_changed = 0, True
         writing.is_mappable = flags & os.O_ACCMODE == os.O_RDWR
         self._adopt(node, writing)
         opened = self._opened(node, is_writer=True, writing=writing)
@@ -559,7 +580,7 @@ class OpenFiles:
         if entry is not None and writing.place is not None:
             place = ChildName(entry.parent, entry.name)
             if entry.nlink == 1 and place != writing.place:
-                self._state.pending.move_writer(writing, place)
+                self._state.move_opener(writing, place)
 
 
 def check_name(name: bytes) -> bytes:

@@ -148,6 +148,8 @@ class Operations:
         """Lead a thread that opens a file for writing to an inode of its own."""
         alias = overwrite.alias
         if alias is None:
+            if entry is not None and not overwrite.is_emptying:
+                overwrite.base = self._state.store.open_trusted(entry.inode)
             alias = self._state.inodes.make_private(node.inode)
             alias.overwrites = place
             overwrite.place = place
@@ -244,7 +246,7 @@ class Operations:
             await self._rename_absent(source, target, renamer)
             return
         state.pending.use_credit(source, renamer)
-        self._move_openers(source, target, mode)
+        self._move_openers(source, target, mode, caller)
 
     async def _rename_absent(self, source: ChildName, target: ChildName, renamer: Creator) -> None:
         state = self._state
@@ -260,7 +262,9 @@ class Operations:
         if not is_gone and state.store.find_child(target.parent, target.name) is None:
             await state.calls.run(state.store.link, credit.inode, target)
 
-    def _move_openers(self, source: ChildName, target: ChildName, mode: RenameMode) -> None:
+    def _move_openers(
+        self, source: ChildName, target: ChildName, mode: RenameMode, caller: Caller
+    ) -> None:
         """Files opened for writing through a name that moved are published under the new one.
 
         Not the hidden ones: a twin's temporary stays where its writer put it.
@@ -275,7 +279,7 @@ class Operations:
             if writing.inode and not writing.is_hidden
         ]
         for writing, to in moves:
-            self._state.pending.move_writer(writing, to)
+            self._state.move_opener(writing, to, caller.thread)
 
     async def link(
         self, nodeid: int, new_parent: int, new_name: bytes, caller: Caller

@@ -24,6 +24,7 @@ from kvfs.filesystem.inodes import Node
 from kvfs.filesystem.processes import Creator
 from kvfs.filesystem.records import Attributes
 from kvfs.model import ChildName
+from kvfs.store.read_view import ReadView
 
 LIFETIME_NS = 10 * 1_000_000_000
 MAX_OVERWRITES = 1024
@@ -37,9 +38,13 @@ class Overwrite:
     nodeid: int
     """What was opened."""
     expires_ns: int
+    is_emptying: bool
+    """With O_TRUNC: what the name leads to will not be needed."""
     place: ChildName | None = None
     """The name that the walk ended at, once it has."""
     alias: Node | None = None
+    base: ReadView | None = None
+    """The bytes that the alias begins with, held from the walk on: twins may replace them."""
 
 
 @dataclass(slots=True)
@@ -125,7 +130,7 @@ class PendingNames:
 
     # -- overwrites
 
-    def announce_overwrite(self, thread: int, nodeid: int) -> bool:
+    def announce_overwrite(self, thread: int, nodeid: int, *, is_emptying: bool) -> bool:
         """Note that `thread` opens `nodeid` for writing and will walk to it again.
 
         Returns False if it just did and came back without a walk (a /proc/self/fd link), or is not
@@ -139,7 +144,7 @@ class PendingNames:
         if not thread:
             return False
         self._expire_overwrites()
-        self._overwrites[thread] = Overwrite(nodeid, self._deadline())
+        self._overwrites[thread] = Overwrite(nodeid, self._deadline(), is_emptying)
         return True
 
     def find_overwrite(self, thread: int, place: ChildName) -> Overwrite | None:
@@ -153,6 +158,14 @@ class PendingNames:
         if known is None or not self._is_fresh(known.expires_ns):
             return None
         return known if known.place in (None, place) else None
+
+    def take_base(self, thread: int, alias: Node) -> ReadView | None:
+        """Hand over the bytes that `thread` was led to; the caller closes them."""
+        known = self._overwrites.get(thread)
+        if known is None or known.alias is not alias:
+            return None
+        base, known.base = known.base, None
+        return base
 
     def finish_overwrite(self, thread: int) -> None:
         """The walk is over: the alias was opened, or the name was created."""
@@ -169,6 +182,8 @@ class PendingNames:
             self._drop(oldest)
 
     def _drop(self, overwrite: Overwrite) -> None:
+        if overwrite.base is not None:
+            overwrite.base.close()
         if overwrite.alias is not None:
             overwrite.alias.holds -= 1
             self._drop_alias(overwrite.alias)

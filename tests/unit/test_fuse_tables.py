@@ -73,7 +73,7 @@ def test_i8_announced_overwrites_are_bounded_and_forgotten_in_time() -> None:
     clock, dropped = ManualClock(), Dropped()
     pending = PendingNames(clock, dropped)
     for thread in range(1, 3 * MAX_OVERWRITES):
-        assert pending.announce_overwrite(thread, nodeid=2)
+        assert pending.announce_overwrite(thread, nodeid=2, is_emptying=True)
     place = ChildName(1, b"f")
     assert pending.find_overwrite(1, place) is None
     newest = pending.find_overwrite(3 * MAX_OVERWRITES - 1, place)
@@ -84,9 +84,9 @@ def test_i8_announced_overwrites_are_bounded_and_forgotten_in_time() -> None:
 
 def test_an_open_that_comes_back_without_a_walk_is_served_in_place() -> None:
     pending = PendingNames(ManualClock(), Dropped())
-    assert pending.announce_overwrite(5, nodeid=2)
-    assert not pending.announce_overwrite(5, nodeid=2)
-    assert not pending.announce_overwrite(0, nodeid=2)
+    assert pending.announce_overwrite(5, nodeid=2, is_emptying=True)
+    assert not pending.announce_overwrite(5, nodeid=2, is_emptying=True)
+    assert not pending.announce_overwrite(0, nodeid=2, is_emptying=True)
 
 
 def test_a_credit_counts_only_where_another_thread_wrote_the_same_name() -> None:
