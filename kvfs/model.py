@@ -160,12 +160,21 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WriteCondition:
-    """What must hold of the present name, checked in the transaction that publishes."""
+    """What must hold of the present name, checked in the transaction that publishes or deletes.
+
+    Violated: PreconditionFailed; no object there: NotFound, but for the two that allow it.
+    """
 
     must_be_absent: bool = False
     """S3 `If-None-Match: *`, open(2) O_EXCL. Violated: AlreadyExists."""
+    other_etag: str = ""
+    """S3 `If-None-Match: <etag>`: absent, or of another ETag than this one."""
     etag: str = ""
-    """S3 `If-Match`; `*` = any present object. Violated: PreconditionFailed; absent: NotFound."""
+    """S3 `If-Match`; `*` = any present object."""
+    size: int | None = None
+    """S3 `x-amz-if-match-size`, on deletes."""
+    mtime_s: int | None = None
+    """S3 `x-amz-if-match-last-modified-time`, on deletes; in whole seconds, as clients see it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,7 @@ from kvfs.errors import (
 )
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
-from kvfs.index.schema import (
-    InodeRow,
-    check_component,
-    end_of_life,
-    entry_of,
-    split_key,
-)
+from kvfs.index.schema import InodeRow, check_component, end_of_life, entry_of
 from kvfs.model import (
     ROOT_INODE,
     ROOT_NAMESPACE,
@@ -37,17 +31,19 @@ from kvfs.model import (
     Kind,
     ObjectPath,
     Pin,
+    WriteCondition,
 )
 from kvfs.store.access_times import touch
 from kvfs.store.context import StoreContext
 from kvfs.store.objects import (
     TrashKey,
+    check_condition,
     count_name,
     drop_inode,
     drop_name,
     file_row,
-    find_namespace,
     is_expired,
+    resolve_target,
 )
 from kvfs.store.reader import VERIFY_ATTRIBUTE
 from kvfs.store.row_limits import check_attributes, fit_change
@@ -146,21 +142,20 @@ class Names:
 
     # -- removing -------------------------------------------------------------------------------
 
-    def delete(self, path: ObjectPath) -> Entry:
+    def delete(self, path: ObjectPath, condition: WriteCondition) -> Entry:
         """Remove the file at a literal key; implied directories it empties go too.
 
-        Raises: NotFound, NamespaceNotFound.
+        Raises: NotFound, NamespaceNotFound, PreconditionFailed.
         """
         now_ns = self._context.clock.now_ns()
-        encoded_names = split_key(path.key)
 
         def work(txn: WriteTransaction) -> tuple[Entry, list[TrashKey]]:
-            _, start = find_namespace(txn, path.namespace)
-            parent = tree.lookup_parent(txn, start, encoded_names)
-            found = None if parent is None else tree.lookup(txn, parent, encoded_names[-1])
-            if parent is None or found is None or found[1] != tree.FILE:
+            target = resolve_target(txn, path)
+            present = target.present
+            if target.parent is None or present is None or present[1] != tree.FILE:
                 raise NotFound(f"{str(path)!r} does not exist")
-            return self._drop(txn, parent, encoded_names[-1], found[0], now_ns)
+            check_condition(txn, target, condition, now_ns // 1_000_000_000)
+            return self._drop(txn, target.parent, target.encoded_names[-1], present[0], now_ns)
 
         return self._run_drop(self._context.commit(work))
 

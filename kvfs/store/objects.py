@@ -118,7 +118,7 @@ def check_condition(
     txn: ReadTransaction, target: Target, condition: WriteCondition, now_s: int
 ) -> None:
     """Raise AlreadyExists, NotFound or PreconditionFailed unless `condition` holds."""
-    if not condition.must_be_absent and not condition.etag:
+    if condition == WriteCondition():
         return
     row = txn.inode(target.present[0]) if target.present else None
     if row is not None and is_expired(row, now_s):
@@ -126,13 +126,19 @@ def check_condition(
     shown = target.encoded_names[-1].decode("utf-8", "replace")
     if condition.must_be_absent and row is not None:
         raise AlreadyExists(f"{shown!r} exists already: choose another name or replace it")
-    if condition.etag:
-        if row is None:
-            raise NotFound(f"{shown!r} does not exist, so it cannot match an ETag")
-        # A mutable file's ETag may be another by the time the row knows: it matches nothing.
-        is_same = not row.is_mutable and condition.etag == (row.etag or derived_etag(row))
-        if condition.etag != "*" and not is_same:
-            raise PreconditionFailed(f"{shown!r} has changed: its ETag differs")
+    if row is None:
+        if condition.etag or condition.size is not None or condition.mtime_s is not None:
+            raise NotFound(f"{shown!r} does not exist, so it cannot be as demanded")
+        return
+    # A mutable file may be another by the time the row knows: nothing demanded of it is certain.
+    etag = None if row.is_mutable else row.etag or derived_etag(row)
+    if condition.etag not in ("", "*", etag) or condition.other_etag == etag:
+        raise PreconditionFailed(f"the ETag of {shown!r} is not as demanded")
+    size, mtime_s = (row.size, row.mtime_ns // 1_000_000_000) if etag else (None, None)
+    if condition.size is not None and condition.size != size:
+        raise PreconditionFailed(f"the size of {shown!r} is not as demanded")
+    if condition.mtime_s is not None and condition.mtime_s != mtime_s:
+        raise PreconditionFailed(f"{shown!r} was modified at another time than demanded")
 
 
 def is_expired(row: InodeRow, now_s: int) -> bool:

@@ -37,6 +37,7 @@ from kvfs.model import (
     PutOptions,
     StoreUsage,
     UploadInfo,
+    WriteCondition,
 )
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.block_files import os_error
@@ -499,9 +500,12 @@ class Store:
 
     # -- names ----------------------------------------------------------------------------------
 
-    def delete(self, path: ObjectPath) -> Entry:
-        """Remove the file of a literal key; return what it was. Raises: NotFound."""
-        return self._names.delete(path)
+    def delete(self, path: ObjectPath, condition: WriteCondition | None = None) -> Entry:
+        """Remove the file of a literal key, if `condition` holds of it; return what it was.
+
+        Raises: NotFound, PreconditionFailed.
+        """
+        return self._names.delete(path, condition or WriteCondition())
 
     def mkdir(self, place: ChildName, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Entry:
         """Add a directory; in the root, a namespace. Raises: AlreadyExists, NotFound."""

@@ -231,6 +231,34 @@ def test_a_conditional_put_sees_the_present_name(store: Store, bucket: bytes) ->
     assert second != first
 
 
+def test_a_conditional_put_may_demand_another_etag(store: Store, bucket: bytes) -> None:
+    unlike = PutOptions(condition=WriteCondition(other_etag=store.put(path(bucket), b"1").etag))
+    with pytest.raises(PreconditionFailed):
+        store.put(path(bucket), b"2", unlike)
+    store.put(path(bucket), b"3")
+    store.put(path(bucket), b"4", unlike)
+    store.put(path(bucket, b"absent"), b"5", unlike)
+    assert store.get(path(bucket)) == b"4"
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [WriteCondition(etag="another"), WriteCondition(size=4), WriteCondition(mtime_s=1_000)],
+)
+def test_a_conditional_delete_spares_what_is_not_as_demanded(
+    store: Store, bucket: bytes, stale: WriteCondition
+) -> None:
+    entry = store.put(path(bucket), b"123", PutOptions(mtime_ns=999_999_999_999))
+    with pytest.raises(PreconditionFailed):
+        store.delete(path(bucket), stale)
+    assert store.get(path(bucket)) == b"123"
+    holds = WriteCondition(etag=entry.etag, size=3, mtime_s=999)
+    assert store.delete(path(bucket), holds) == entry
+    for condition in (stale, holds, None):
+        with pytest.raises(NotFound):
+            store.delete(path(bucket), condition)
+
+
 def test_an_etag_is_kept_as_given_and_derived_otherwise(store: Store, bucket: bytes) -> None:
     md5 = "0123456789abcdef" * 2
     assert store.put(path(bucket), b"a", PutOptions(etag=md5)).etag == md5

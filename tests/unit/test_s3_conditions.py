@@ -21,7 +21,7 @@ from kvfs_gateway.s3.conditions import (
     decide,
     read_conditions,
     write_if_match,
-    write_must_be_absent,
+    write_if_none_match,
 )
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import (
@@ -113,11 +113,12 @@ def test_write_conditions() -> None:
     assert write_if_match({"if-match": '"e"'}) == "e"
     assert write_if_match({"if-match": "e"}) == "e"
     assert write_if_match({"if-match": "*"}) == "*"
-    assert write_must_be_absent({"if-none-match": "*"})
-    assert not write_must_be_absent({})
-    for headers in ({"if-none-match": '"e"'}, {"if-match": '"a", "b"'}):
+    assert write_if_none_match({"if-none-match": "*"}) == "*"
+    assert write_if_none_match({"if-none-match": '"e"'}) == "e"
+    assert write_if_none_match({}) == ""
+    for headers in ({"if-none-match": '"a", "b"'}, {"if-match": '"a", "b"'}, {"if-match": 'W/"a"'}):
         with pytest.raises(S3Error):
-            _ = write_must_be_absent(headers) or write_if_match(headers)
+            _ = write_if_none_match(headers) or write_if_match(headers)
 
 
 def test_garbage_conditions_never_match() -> None:

@@ -71,21 +71,22 @@ def decide(conditions: Conditions, etag: str, modified_s: int) -> Outcome:
 
 def write_if_match(headers: Mapping[str, str]) -> str:
     """Return the tag a write demands of the present object, unquoted; `*` = any; "" = no demand."""
-    value = headers.get("if-match", "")
+    return _single_tag(headers, "if-match")
+
+
+def write_if_none_match(headers: Mapping[str, str]) -> str:
+    """Return the tag that the present object must not have; `*` = there must be none; "" = any."""
+    return _single_tag(headers, "if-none-match")
+
+
+def _single_tag(headers: Mapping[str, str], name: str) -> str:
+    value = headers.get(name, "").strip()
     if not value or value == "*":
         return value
     tags = _tags(value)
     if len(tags) != 1 or tags[0][0]:
-        raise S3Error("NotImplemented", "If-Match on a write takes one strong entity tag.")
+        raise S3Error("NotImplemented", f"{name} on a write takes one strong entity tag.")
     return tags[0][1]
-
-
-def write_must_be_absent(headers: Mapping[str, str]) -> bool:
-    """Return whether a write demands that there be no object. Raises: S3Error for a tag."""
-    value = headers.get("if-none-match", "")
-    if value and value != "*":
-        raise S3Error("NotImplemented", "If-None-Match on a write takes only *.")
-    return bool(value)
 
 
 def _matches(value: str, etag: str, *, is_weak: bool) -> bool:

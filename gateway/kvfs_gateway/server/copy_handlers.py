@@ -7,10 +7,8 @@ the object's size; across buckets the bytes are copied, because digests of two n
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kvfs.errors import Corrupt, NotFound
-from kvfs.model import Entry, ObjectPath, PutOptions
+from kvfs.model import Entry, ObjectPath, PutOptions, WriteCondition
 from kvfs.store.read_view import ReadView
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.conditions import Outcome, decide, read_conditions
@@ -101,7 +99,7 @@ async def copy_object(call: Call) -> Response:
         copied = await call.service.write(store.copy, source, call.path, options)
         if _is_of(call, copied, entry, source):
             return xml_response(xml.render("CopyObject", _result(copied)))
-        condition = replace(condition, must_be_absent=False, etag="")
+        condition = WriteCondition()
     raise S3Error("ServiceUnavailable", "The source changes all the time.")
 
 

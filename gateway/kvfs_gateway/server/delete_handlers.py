@@ -14,7 +14,7 @@ from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.routing import MAX_KEY_LENGTH
 from kvfs_gateway.server.bucket_handlers import require_bucket
 from kvfs_gateway.server.error_map import to_s3_error
-from kvfs_gateway.server.object_handlers import DeleteConditions, check_delete
+from kvfs_gateway.server.object_handlers import delete_condition
 from kvfs_gateway.server.response import Response, xml_response
 from kvfs_gateway.server.service import Call
 
@@ -65,19 +65,13 @@ def _delete_one(call: Call, item: Mapping[str, xml.Value]) -> None:
     if item.get("VersionId", "null") not in ("null", ""):
         raise S3Error("NoSuchVersion")
     store = call.service.store
-    path = ObjectPath(call.route.bucket, key)
-    conditions = DeleteConditions(
+    condition = delete_condition(
         str(item.get("ETag", "")).strip('"'),
-        str(item.get("LastModifiedTime", "")),
         str(item.get("Size", "")),
+        str(item.get("LastModifiedTime", "")),
     )
-    if conditions != DeleteConditions():
-        entry = store.find(path)
-        if entry is None:
-            return
-        check_delete(entry, conditions)
     try:
-        store.delete(path)
+        store.delete(ObjectPath(call.route.bucket, key), condition)
     except NotFound:
         return
     except KvfsError as error:

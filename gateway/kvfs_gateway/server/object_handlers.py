@@ -8,7 +8,6 @@ microseconds, a hop to a thread more than that.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 
 from kvfs.errors import Corrupt, NotFound
 from kvfs.model import Entry, PutOptions, WriteCondition
@@ -20,7 +19,7 @@ from kvfs_gateway.s3.conditions import (
     decide,
     read_conditions,
     write_if_match,
-    write_must_be_absent,
+    write_if_none_match,
 )
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import parse_http_date
@@ -48,12 +47,13 @@ MAX_PUT_LENGTH = 5 * 1024**3
 
 def read_write_condition(call: Call) -> WriteCondition:
     """Return what must hold of the present object. Raises: S3Error NotImplemented."""
-    headers = call.head.headers
-    must_be_absent = write_must_be_absent(headers)
-    etag = write_if_match(headers)
-    if must_be_absent and etag:
+    etag = write_if_match(call.head.headers)
+    other = write_if_none_match(call.head.headers)
+    if other and etag:
         raise S3Error("InvalidRequest", "If-Match and If-None-Match exclude each other.")
-    return WriteCondition(must_be_absent, etag)
+    if other == "*":
+        return WriteCondition(must_be_absent=True)
+    return WriteCondition(etag=etag, other_etag=other)
 
 
 async def put_object(call: Call) -> Response:
@@ -93,14 +93,15 @@ def expected_length(call: Call) -> int | None:
 
 def _refuse_early(call: Call, condition: WriteCondition) -> None:
     """Refuse before the body is sent what publishing would refuse in its transaction anyway."""
-    if not (condition.must_be_absent or condition.etag):
+    if condition == WriteCondition():
         return
     entry = call.service.store.find(call.path)
-    if condition.must_be_absent and entry is not None:
+    if entry is None:
+        if condition.etag:
+            raise S3Error("NoSuchKey")
+    elif condition.must_be_absent or condition.other_etag == entry.etag:
         raise S3Error("PreconditionFailed", fields=(("Condition", "If-None-Match"),))
-    if condition.etag and entry is None:
-        raise S3Error("NoSuchKey")
-    if condition.etag not in ("", "*") and entry is not None and entry.etag != condition.etag:
+    elif condition.etag not in ("", "*", entry.etag):
         raise S3Error("PreconditionFailed", fields=(("Condition", "If-Match"),))
 
 
@@ -266,43 +267,32 @@ def bucket_name(call: Call) -> str:
     return call.route.bucket.decode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteConditions:
-    """What a delete demands of the present object; "" = nothing."""
+def delete_condition(etag: str, size: str, modified: str) -> WriteCondition:
+    """Return what a delete demands of the object; each as sent, "" = nothing.
 
-    etag: str = ""
-    modified: str = ""
-    """A date in any form that clients send."""
-    size: str = ""
-
-
-def check_delete(entry: Entry, conditions: DeleteConditions) -> None:
-    """Raise PreconditionFailed unless `conditions` hold for `entry`."""
-    holds = conditions.etag in ("", "*", entry.etag)
-    if conditions.modified:
-        wanted = parse_http_date(conditions.modified)
-        holds = holds and wanted == entry.mtime_ns // 1_000_000_000
-    if conditions.size:
-        holds = holds and conditions.size == str(entry.size)
-    if not holds:
-        raise S3Error("PreconditionFailed")
+    Raises: S3Error InvalidArgument.
+    """
+    if size and not (size.isascii() and size.isdigit() and len(size) < 20):
+        raise S3Error("InvalidArgument", "The size demanded of the object is no number.")
+    mtime_s = parse_http_date(modified) if modified else None
+    if modified and mtime_s is None:
+        raise S3Error("InvalidArgument", "The modification time demanded of the object is none.")
+    return WriteCondition(etag=etag, size=int(size) if size else None, mtime_s=mtime_s)
 
 
 async def delete_object(call: Call) -> Response:
     """Remove the object; a key that is not there is success, as S3 has it."""
     headers = call.head.headers
-    conditions = DeleteConditions(
+    condition = delete_condition(
         write_if_match(headers),
-        headers.get("x-amz-if-match-last-modified-time", ""),
         headers.get("x-amz-if-match-size", ""),
+        headers.get("x-amz-if-match-last-modified-time", ""),
     )
     store = call.service.store
-    entry = store.find(call.path)
-    if entry is None:
+    if store.find(call.path) is None:  # the index answers this without the write lock
         if store.find_namespace(call.route.bucket) is None:
             raise miss(call)
         return empty_response(204)
-    check_delete(entry, conditions)
     with contextlib.suppress(NotFound):  # a racing delete was first: the outcome is the same
-        await call.service.write(store.delete, call.path)
+        await call.service.write(store.delete, call.path, condition)
     return empty_response(204)
