@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,76 @@ def test_an_overwrite_through_the_mount_leaves_no_checksum_of_the_old_bytes(
         answer = client.get_object(Bucket=BUCKET, Key="again", ChecksumMode="ENABLED")
         assert answer["Body"].read() == new
         assert answer["ETag"] != etag
+
+
+def _write_whole(path: Path) -> None:
+    path.write_bytes(b"new")
+
+
+def _change_a_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"!")
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"!")
+
+
+def _shorten(path: Path) -> None:
+    os.truncate(path, 5 * MIB)
+
+
+@pytest.mark.parametrize("change", [_write_whole, _change_a_byte, _append, _shorten])
+def test_a_change_through_the_mount_drops_what_vouched_for_the_parts(
+    gateway: Gateway, mount: Path, change: Callable[[Path], None]
+) -> None:
+    client = gateway.client()
+    place = {"Bucket": BUCKET, "Key": f"parts{change.__name__}"}
+    begun = client.create_multipart_upload(
+        **place, ChecksumAlgorithm="CRC32C", ContentType="text/x-kv", Metadata={"kept": "yes"}
+    )
+    parts = []
+    for number, size in ((1, 5 * MIB), (2, MIB)):
+        answer = client.upload_part(
+            **place,
+            UploadId=begun["UploadId"],
+            PartNumber=number,
+            Body=os.urandom(size),
+            ChecksumAlgorithm="CRC32C",
+        )
+        parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+    client.complete_multipart_upload(
+        **place, UploadId=begun["UploadId"], MultipartUpload={"Parts": parts}
+    )
+    before = client.head_object(**place, PartNumber=2, ChecksumMode="ENABLED")
+    assert (before["PartsCount"], before["ContentLength"]) == (2, MIB)
+
+    path = mount / place["Key"]
+    assert {"user.s3.parts", "user.s3.checksum-type"} <= set(os.listxattr(path))
+    change(path)
+    names = set(os.listxattr(path))
+    assert not [name for name in names if name.startswith(("user.s3.parts", "user.s3.checksum"))]
+    after = client.get_object(**place, ChecksumMode="ENABLED")
+    assert after["Body"].read() == path.read_bytes()
+    assert not [name for name in after if name.startswith(("Checksum", "PartsCount"))]
+    assert (after["ContentType"], after["Metadata"]) == ("text/x-kv", {"kept": "yes"})
+    assert after["ETag"] != before["ETag"]
+    assert client.head_object(**place, PartNumber=1)["ContentLength"] == path.stat().st_size
+
+
+def test_a_put_over_a_file_with_such_attributes_drops_them(gateway: Gateway, mount: Path) -> None:
+    client = gateway.client()
+    path = mount / "claims"
+    path.write_bytes(b"12345")
+    for name, value in (("parts", b"2,3"), ("checksum.sha256", b"AAAA"), ("meta.a", b"1")):
+        os.setxattr(path, f"user.s3.{name}", value)
+    assert client.head_object(Bucket=BUCKET, Key="claims", PartNumber=2)["ContentLength"] == 3
+    client.put_object(Bucket=BUCKET, Key="claims", Body=b"54321", ChecksumAlgorithm="CRC32")
+    after = client.head_object(Bucket=BUCKET, Key="claims", ChecksumMode="ENABLED")
+    assert "ChecksumSHA256" not in after
+    assert after["Metadata"] == {}
+    assert not {"user.s3.parts", "user.s3.meta.a"} & set(os.listxattr(path))
 
 
 def test_an_overwrite_through_s3_is_seen_by_the_next_open(gateway: Gateway, mount: Path) -> None:
