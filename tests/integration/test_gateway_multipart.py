@@ -13,8 +13,6 @@ import awscrt.io  # type: ignore[import-untyped]
 import awscrt.s3  # type: ignore[import-untyped]
 import pytest
 
-from kvfs.model import ObjectPath
-from kvfs.open_store import open_store
 from tests.integration.gateway_process import (
     ACCESS_KEY,
     ENGINE_BUCKET,
@@ -22,6 +20,7 @@ from tests.integration.gateway_process import (
     Gateway,
     S3Client,
 )
+from tests.integration.gateway_raw import connect, parse_replies, signed
 from tests.integration.test_gateway_boto3 import code_of
 
 pytestmark = pytest.mark.s3
@@ -132,6 +131,25 @@ def test_bad_completes_are_refused(client: S3Client, bucket: str) -> None:
     assert code_of(client.list_parts, **named) == ("NoSuchUpload", 404)
 
 
+def test_a_part_sent_again_while_it_is_being_sent_is_what_ended_last(
+    gateway: Gateway, client: S3Client, bucket: str
+) -> None:
+    begun = client.create_multipart_upload(Bucket=bucket, Key="k")
+    named = {"Bucket": bucket, "Key": "k", "UploadId": begun["UploadId"]}
+    target = f"/{bucket}/k?partNumber=1&uploadId={begun['UploadId']}"
+    request = signed(gateway.address, "PUT", target, body=b"first")
+    with connect(gateway.address) as slow:
+        slow.sendall(request.head() + b"fir")
+        second = client.upload_part(**named, PartNumber=1, Body=b"second")["ETag"]
+        slow.sendall(b"st")
+        (reply,) = parse_replies(slow.recv(65536))
+    assert reply.status == 200
+    answers = [second, reply.headers["etag"]]
+    listed = [{"PartNumber": 1, "ETag": etag} for etag in answers]
+    client.complete_multipart_upload(**named, MultipartUpload={"Parts": listed})
+    assert client.get_object(Bucket=bucket, Key="k")["Body"].read() == b"first"
+
+
 def test_complete_honours_if_none_match(client: S3Client, bucket: str) -> None:
     client.put_object(Bucket=bucket, Key="k", Body=b"old")
     begun = client.create_multipart_upload(Bucket=bucket, Key="k")
@@ -238,44 +256,6 @@ def test_tags_and_attributes(client: S3Client, bucket: str) -> None:
     assert found["ObjectSize"] == 5 * MIB + 4
     assert found["ObjectParts"]["TotalPartsCount"] == 2
     assert found["Checksum"]["ChecksumType"] == "FULL_OBJECT"
-
-
-def test_lifecycle_rules_become_lifetimes(gateway: Gateway, client: S3Client, bucket: str) -> None:
-    missing = code_of(client.get_bucket_lifecycle_configuration, Bucket=bucket)
-    assert missing == ("NoSuchLifecycleConfiguration", 404)
-    day = {"Days": 1}
-    tagged = {"And": {"Prefix": "t/", "Tags": [{"Key": "class", "Value": "chat"}]}}
-    rules = [
-        {"ID": "a", "Status": "Enabled", "Filter": {"Prefix": "tmp/"}, "Expiration": day},
-        {"ID": "b", "Status": "Enabled", "Filter": tagged, "Expiration": {"Days": 3}},
-        {"ID": "c", "Status": "Disabled", "Filter": {"Prefix": ""}, "Expiration": day},
-    ]
-    client.put_bucket_lifecycle_configuration(
-        Bucket=bucket, LifecycleConfiguration={"Rules": rules}
-    )
-    got = client.get_bucket_lifecycle_configuration(Bucket=bucket)
-    assert [rule["ID"] for rule in got["Rules"]] == ["a", "b", "c"]
-    client.put_object(Bucket=bucket, Key="tmp/k", Body=b"x")
-    client.put_object(Bucket=bucket, Key="t/k", Body=b"x", Tagging="class=chat")
-    client.put_object(Bucket=bucket, Key="t/other", Body=b"x")
-    with open_store(gateway.store) as store:
-        found = {
-            key: store.stat(ObjectPath(bucket.encode(), key.encode())).ttl_s
-            for key in ("tmp/k", "t/k", "t/other")
-        }
-    assert found == {"tmp/k": 86_400, "t/k": 3 * 86_400, "t/other": 0}
-    assert "Expiration" in client.head_object(Bucket=bucket, Key="tmp/k")
-    move = {"ID": "d", "Status": "Enabled", "Filter": {"Prefix": ""}}
-    move["Transitions"] = [{"Days": 1, "StorageClass": "GLACIER"}]  # type: ignore[assignment]
-    refused = code_of(
-        client.put_bucket_lifecycle_configuration,
-        Bucket=bucket,
-        LifecycleConfiguration={"Rules": [move]},
-    )
-    assert refused == ("NotImplemented", 501)
-    client.delete_bucket_lifecycle(Bucket=bucket)
-    client.put_object(Bucket=bucket, Key="tmp/k", Body=b"y")
-    assert "Expiration" not in client.head_object(Bucket=bucket, Key="tmp/k")
 
 
 def test_versions_are_listed_as_null(client: S3Client, bucket: str) -> None:

@@ -99,7 +99,19 @@ def test_an_unserved_sub_resource_never_deletes_the_bucket(subresource: str) -> 
         assert refusal.value.status in (400, 501)
 
 
-@pytest.mark.parametrize("subresource", ["restore", "acl", "retention", "legal-hold", "torrent"])
+@pytest.mark.parametrize(
+    ("line", "operation"),
+    [("GET /b?acl", Operation.GET_BUCKET_ACL), ("GET /b/k?acl", Operation.GET_OBJECT_ACL)],
+)
+def test_an_access_control_list_is_told_but_never_changed(line: str, operation: Operation) -> None:
+    assert ask(line).operation is operation
+    for method in ("PUT", "POST", "DELETE", "HEAD"):
+        with pytest.raises(S3Error) as refusal:
+            ask(line.replace("GET", method))
+        assert refusal.value.code in ("NotImplemented", "MethodNotAllowed", "InvalidArgument")
+
+
+@pytest.mark.parametrize("subresource", ["restore", "retention", "legal-hold", "torrent"])
 @pytest.mark.parametrize("method", ["PUT", "POST", "GET", "DELETE", "HEAD"])
 def test_an_unserved_sub_resource_never_touches_the_object(method: str, subresource: str) -> None:
     with pytest.raises(S3Error) as refusal:

@@ -63,6 +63,9 @@ _ROOTS = {
     "CreateMultipartUpload": "InitiateMultipartUploadResult",
     "GetObjectAttributes": "GetObjectAttributesResponse",
     "GetObjectTagging": "Tagging",
+    "GetBucketTagging": "Tagging",
+    "GetBucketAcl": "AccessControlPolicy",
+    "GetObjectAcl": "AccessControlPolicy",
     "GetBucketLifecycleConfiguration": "LifecycleConfiguration",
     "GetBucketVersioning": "VersioningConfiguration",
     "ListObjectVersions": "ListVersionsResult",
@@ -80,9 +83,9 @@ def render_location(region: str) -> bytes:
 
 def _render_structure(shape: StructureShape, value: Mapping[str, Value]) -> str:
     pieces = []
-    for name, element, member, is_header in _plan(shape):
+    for name, element, member, is_none in _plan(shape):
         item = value.get(name)
-        if item is not None and not is_header:
+        if item is not None and not is_none:
             pieces.append(_render_member(member, element, item))
     return "".join(pieces)
 
@@ -92,18 +95,20 @@ _plans: dict[str, _Plan] = {}
 
 
 def _plan(shape: StructureShape) -> _Plan:
-    """(member, element, shape, is it a header) of a structure; bounded by the model's shapes."""
+    """(member, element, shape, is it none) of a structure; bounded by the model's shapes."""
     plan = _plans.get(shape.name)
     if plan is None:
         plan = tuple(
-            (name, _element_name(name, member), member, _is_elsewhere(member))
+            (name, _element_name(name, member), member, _is_no_element(member))
             for name, member in shape.members.items()
         )
         _plans[shape.name] = plan
     return plan
 
 
-def _is_elsewhere(shape: Shape) -> bool:
+def _is_no_element(shape: Shape) -> bool:
+    if shape.serialization.get("xmlAttribute"):
+        return True
     return shape.serialization.get("location") in ("header", "headers", "querystring", "uri")
 
 
@@ -118,10 +123,24 @@ def _element_name(member_name: str, shape: Shape) -> str:
 def _render_member(shape: Shape, element: str, value: Value) -> str:
     if isinstance(shape, StructureShape):
         assert isinstance(value, Mapping), f"{element} is a structure"
-        return f"<{element}>{_render_structure(shape, value)}</{element}>"
+        attributes = _render_attributes(shape, value)
+        return f"<{element}{attributes}>{_render_structure(shape, value)}</{element}>"
     if isinstance(shape, ListShape):
         return _render_list(shape, element, value)
     return f"<{element}>{xml_text(_render_scalar(value))}</{element}>"
+
+
+def _render_attributes(shape: StructureShape, value: Mapping[str, Value]) -> str:
+    """Return the XML attributes of an element; S3 has one, a grantee's `xsi:type`."""
+    space = shape.serialization.get("xmlNamespace")
+    if not space:
+        return ""
+    pieces = [f' xmlns:{space["prefix"]}="{space["uri"]}"'] if "prefix" in space else []
+    for name, member in shape.members.items():
+        if member.serialization.get("xmlAttribute") and name in value:
+            text = xml_text(_render_scalar(value[name]))
+            pieces.append(f' {member.serialization["name"]}="{text}"')
+    return "".join(pieces)
 
 
 def _render_list(shape: ListShape, element: str, value: Value) -> str:

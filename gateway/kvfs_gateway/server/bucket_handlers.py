@@ -109,6 +109,21 @@ def _bucket(call: Call, row: Namespace) -> dict[str, xml.Value]:
     }
 
 
+def render_acl(call: Call, operation: str) -> Response:
+    """Return the access control list that everything has: its owner may do all, nobody else."""
+    grant: dict[str, xml.Value] = {
+        "Grantee": {**owner(call), "Type": "CanonicalUser"},
+        "Permission": "FULL_CONTROL",
+    }
+    return xml_response(xml.render(operation, {"Owner": owner(call), "Grants": [grant]}))
+
+
+async def get_bucket_acl(call: Call) -> Response:
+    """Tell that the bucket is its owner's."""
+    require_bucket(call)
+    return render_acl(call, "GetBucketAcl")
+
+
 def owner(call: Call) -> dict[str, xml.Value]:
     """Return the one owner there is."""
     return {"ID": call.service.owner_id, "DisplayName": call.service.owner_id}

@@ -152,7 +152,14 @@ def _listed_parts(document: Mapping[str, xml.Value]) -> Sequence[Mapping[str, xm
         raise S3Error("MalformedXML")
     if any("PartNumber" not in part or "ETag" not in part for part in parts):
         raise S3Error("MalformedXML")
-    return parts
+    # A part that was sent again while it was still being sent is listed once for each answer; the
+    # last answer is the part.
+    following = [*parts[1:], {}]
+    return [
+        part
+        for part, after in zip(parts, following, strict=True)
+        if part["PartNumber"] != after.get("PartNumber")
+    ]
 
 
 def _number(part: Mapping[str, xml.Value]) -> int:

@@ -26,7 +26,7 @@ from kvfs_gateway.s3.http_dates import parse_http_date
 from kvfs_gateway.s3.ranges import ByteRange, parse_range
 from kvfs_gateway.server.body import MAX_MD5_LENGTH
 from kvfs_gateway.server.bucket_handlers import require_bucket
-from kvfs_gateway.server.lifecycle_handlers import with_lifetime
+from kvfs_gateway.server.lifecycle_handlers import expiration_header, with_lifetime
 from kvfs_gateway.server.object_headers import (
     PARTS,
     apply_overrides,
@@ -78,7 +78,7 @@ async def put_object(call: Call) -> Response:
         entry = await call.service.publish(store.publish, staging, call.path, options)
     finally:
         staging.close()
-    return empty_response(200, put_headers(entry))
+    return empty_response(200, put_headers(entry) + expiration_header(call, entry))
 
 
 def expected_length(call: Call) -> int | None:
@@ -146,11 +146,10 @@ def with_digests(options: PutOptions, md5_hex: str, attributes: dict[str, bytes]
 def put_headers(entry: Entry) -> list[Header]:
     """Return what a PUT answers with."""
     headers = object_headers(entry, with_checksum=True)
-    shown = ("ETag", "x-amz-expiration")
     return [
         header
         for header in headers
-        if header[0] in shown or header[0].startswith("x-amz-checksum-")
+        if header[0] == "ETag" or header[0].startswith("x-amz-checksum-")
     ]
 
 
@@ -204,7 +203,8 @@ def read_response(call: Call, entry: Entry) -> tuple[Response, ByteRange]:
         kept = ("ETag", "Last-Modified", "Cache-Control", "Expires")
         return empty_response(304, [header for header in shown if header[0] in kept]), extent
     shown = apply_overrides(shown, call.target) if len(call.target.query) else shown
-    return Response(status, shown + extra, length=extent.length), extent
+    shown = shown + expiration_header(call, entry) + extra
+    return Response(status, shown, length=extent.length), extent
 
 
 def _extent(call: Call, entry: Entry) -> tuple[ByteRange, int, list[Header]]:

@@ -102,21 +102,18 @@ def stored_checksum(entry_attributes: Mapping[str, bytes]) -> tuple[Algorithm, s
 
 
 def object_headers(entry: Entry, *, with_checksum: bool) -> list[Header]:
-    """Return the headers of a GET or HEAD of `entry`, but for length and range."""
+    """Return the headers of a GET or HEAD of `entry`, but for length, range and expiration."""
     headers: list[Header] = [
         ("Last-Modified", render_http_date(entry.mtime_ns // 1_000_000_000)),
         ("ETag", f'"{entry.etag}"'),
         ("Accept-Ranges", "bytes"),
     ]
     attributes = entry.attributes
-    if not attributes and not entry.expires_at_s:
+    if not attributes:
         headers.append(("Content-Type", DEFAULT_CONTENT_TYPE))
         return headers
     if PREFIX + "content-type" not in attributes:
         headers.append(("Content-Type", DEFAULT_CONTENT_TYPE))
-    if entry.expires_at_s:
-        date = render_http_date(entry.expires_at_s)
-        headers.append(("x-amz-expiration", f'expiry-date="{date}", rule-id="ttl"'))
     tag_count = 0
     for name, value in attributes.items():
         header = _header_of(name)
@@ -182,10 +179,10 @@ def parse_tagging_header(text: str) -> Tags:
     return check_tags(tuple(pairs))
 
 
-def check_tags(tags: Tags) -> Tags:
+def check_tags(tags: Tags, limit: int = MAX_TAGS) -> Tags:
     """Return `tags` if S3 would take them. Raises: S3Error InvalidTag."""
-    if len(tags) > MAX_TAGS:
-        raise S3Error("InvalidTag", "Object tags cannot be greater than 10")
+    if len(tags) > limit:
+        raise S3Error("InvalidTag", f"There cannot be more than {limit} tags.")
     if len({key for key, _ in tags}) != len(tags):
         raise S3Error("InvalidTag", "Cannot provide multiple Tags with the same key")
     for key, value in tags:

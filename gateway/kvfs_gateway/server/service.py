@@ -68,6 +68,10 @@ class Service:
         """The canonical user id that S3's answers name as owner."""
         return "kvfs"
 
+    def now_s(self) -> int:
+        """Return whole seconds since the epoch."""
+        return self.clock.now_ns() // 1_000_000_000
+
     async def write(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a store call that may wait for the disk or the write lock."""
         return await self.writers.run(call, *args, **kwargs)
@@ -83,7 +87,7 @@ class Service:
     def authorize(self, head: Head, addressing: Addressing) -> tuple[Target, Route, Authentication]:
         """Return what is asked and by whom. Raises: S3Error."""
         target = parse_target(head.target)
-        now_s = self.clock.now_ns() // 1_000_000_000
+        now_s = self.now_s()
         if target.query and is_presigned_v2(target):
             found = route(head, target, addressing)
             authentication = verify_presigned_v2(

@@ -1,23 +1,27 @@
-"""Object tags, and GetObjectAttributes.
+"""Tags of objects and buckets, and what else is told of an object without its bytes.
 
-Owns two small documents. A tag is an extended attribute, `user.s3.tag.<key>`, which lifecycle rules
+Owns small documents. A tag is an extended attribute, `user.s3.tag.<key>`, which lifecycle rules
 may name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kvfs.errors import NotFound
 from kvfs.model import AttributeChange, Entry
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import render_http_date
-from kvfs_gateway.server.bucket_handlers import read_document
+from kvfs_gateway.server.bucket_handlers import read_document, render_acl, require_bucket
+from kvfs_gateway.server.lifecycle_handlers import lifetime_change
 from kvfs_gateway.server.object_handlers import miss, part_list
 from kvfs_gateway.server.object_headers import (
+    MAX_TAGS,
     STORAGE_CLASS,
     TAG_PREFIX,
+    Tags,
     check_tags,
     read_tags,
     stored_checksum,
@@ -27,6 +31,9 @@ from kvfs_gateway.server.response import Response, empty_response, xml_response
 from kvfs_gateway.server.service import Call
 
 MAX_LISTED_PARTS = 1000
+MAX_BUCKET_TAGS = 50
+MAX_ATTEMPTS = 4
+"""A change of tags is looked up, and made if the tags are still those that were seen."""
 _ATTRIBUTES = frozenset({"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"})
 
 Document = dict[str, xml.Value]
@@ -41,18 +48,25 @@ def _require(call: Call) -> Entry:
 
 async def get_object_tagging(call: Call) -> Response:
     """List an object's tags."""
-    tags = read_tags(_require(call).attributes)
+    return _tag_document("GetObjectTagging", read_tags(_require(call).attributes))
+
+
+def _tag_document(operation: str, tags: Tags) -> Response:
     pairs = [{"Key": key, "Value": value} for key, value in tags]
-    return xml_response(xml.render("GetObjectTagging", {"TagSet": pairs}))
+    return xml_response(xml.render(operation, {"TagSet": pairs}))
+
+
+async def _read_tag_document(call: Call, operation: str, limit: int) -> Tags:
+    document = await read_document(call, operation)
+    listed = document.get("TagSet")
+    if not isinstance(listed, list):
+        raise S3Error("MalformedXML")
+    return check_tags(tuple((str(item["Key"]), str(item["Value"])) for item in listed), limit)
 
 
 async def put_object_tagging(call: Call) -> Response:
     """Replace an object's tags."""
-    document = await read_document(call, "PutObjectTagging")
-    listed = document.get("TagSet")
-    if not isinstance(listed, list):
-        raise S3Error("MalformedXML")
-    tags = check_tags(tuple((str(item["Key"]), str(item["Value"])) for item in listed))
+    tags = await _read_tag_document(call, "PutObjectTagging", MAX_TAGS)
     await _replace_tags(call, tag_attributes(tags))
     return empty_response(200)
 
@@ -64,14 +78,73 @@ async def delete_object_tagging(call: Call) -> Response:
 
 
 async def _replace_tags(call: Call, wanted: dict[str, bytes]) -> None:
-    entry = _require(call)
-    present = {name for name in entry.attributes if name.startswith(TAG_PREFIX)}
-    removed = tuple(present - wanted.keys())
-    change = AttributeChange(set_attributes=wanted, remove_attributes=removed)
-    try:
-        await call.service.write(call.service.store.set_attributes, entry.inode, change)
-    except NotFound:
-        raise miss(call) from None
+    for _ in range(MAX_ATTEMPTS):
+        entry = _require(call)
+        kept = {k: v for k, v in entry.attributes.items() if not k.startswith(TAG_PREFIX)}
+        change = replace(
+            lifetime_change(call, entry, {**kept, **wanted}),
+            set_attributes=wanted,
+            remove_attributes=tuple(entry.attributes.keys() - kept.keys() - wanted.keys()),
+        )
+        try:
+            await call.service.write(call.service.store.set_attributes, entry.inode, change)
+        except NotFound:
+            continue  # replaced, or one of its tags removed, since it was looked up
+        return
+    raise S3Error("ServiceUnavailable", "The object changes all the time.")
+
+
+# -- tags of buckets: kept like an object's, on the bucket's directory
+
+
+async def get_bucket_tagging(call: Call) -> Response:
+    """List a bucket's tags."""
+    tags = read_tags(_bucket(call).attributes)
+    if not tags:
+        raise S3Error("NoSuchTagSet")
+    return _tag_document("GetBucketTagging", tags)
+
+
+async def put_bucket_tagging(call: Call) -> Response:
+    """Replace a bucket's tags."""
+    require_bucket(call)
+    tags = await _read_tag_document(call, "PutBucketTagging", MAX_BUCKET_TAGS)
+    await _replace_bucket_tags(call, tag_attributes(tags))
+    return empty_response(204)
+
+
+async def delete_bucket_tagging(call: Call) -> Response:
+    """Remove a bucket's tags."""
+    await _replace_bucket_tags(call, {})
+    return empty_response(204)
+
+
+def _bucket(call: Call) -> Entry:
+    entry = call.service.store.stat_inode(require_bucket(call).inode)
+    if entry is None:
+        raise miss(call)
+    return entry
+
+
+async def _replace_bucket_tags(call: Call, wanted: dict[str, bytes]) -> None:
+    for _ in range(MAX_ATTEMPTS):
+        entry = _bucket(call)
+        present = {name for name in entry.attributes if name.startswith(TAG_PREFIX)}
+        change = AttributeChange(
+            set_attributes=wanted, remove_attributes=tuple(present - wanted.keys())
+        )
+        try:
+            await call.service.write(call.service.store.set_attributes, entry.inode, change)
+        except NotFound:
+            continue
+        return
+    raise S3Error("ServiceUnavailable", "The bucket changes all the time.")
+
+
+async def get_object_acl(call: Call) -> Response:
+    """Tell that the object is its owner's."""
+    _require(call)
+    return render_acl(call, "GetObjectAcl")
 
 
 async def get_object_attributes(call: Call) -> Response:

@@ -1,0 +1,176 @@
+"""Lifecycle rules and tags: lifetimes that both doors show; tags and owners of buckets."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable
+
+import botocore.exceptions
+import pytest
+
+from kvfs.model import Entry, ObjectPath
+from kvfs.open_store import open_store
+from tests.integration.gateway_process import Gateway, S3Client
+
+DAY_S = 86_400
+
+
+def code_of(call: Callable[..., object], **arguments: object) -> tuple[str, int] | None:
+    try:
+        call(**arguments)
+    except botocore.exceptions.ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        return str(error.response["Error"]["Code"]), int(status)
+    return None
+
+
+def put_rules(client: S3Client, bucket: str, *rules: dict[str, object]) -> None:
+    enabled = [{"Status": "Enabled", "Filter": {"Prefix": ""}, **rule} for rule in rules]
+    client.put_bucket_lifecycle_configuration(
+        Bucket=bucket, LifecycleConfiguration={"Rules": enabled}
+    )
+
+
+def stat(gateway: Gateway, bucket: str, key: str) -> Entry:
+    with open_store(gateway.store) as store:
+        return store.stat(ObjectPath(bucket.encode(), key.encode()))
+
+
+def whole_days(entry: Entry) -> int:
+    """Return the days of life, which end at a midnight."""
+    assert entry.expires_at_s % DAY_S == 0
+    assert not entry.is_sliding
+    return (entry.expires_at_s - entry.mtime_ns // 1_000_000_000) // DAY_S
+
+
+def test_rules_become_lifetimes(gateway: Gateway, client: S3Client, bucket: str) -> None:
+    missing = code_of(client.get_bucket_lifecycle_configuration, Bucket=bucket)
+    assert missing == ("NoSuchLifecycleConfiguration", 404)
+    tagged = {"And": {"Prefix": "t/", "Tags": [{"Key": "class", "Value": "chat"}]}}
+    put_rules(
+        client,
+        bucket,
+        {"ID": "a", "Filter": {"Prefix": "tmp/"}, "Expiration": {"Days": 1}},
+        {"ID": "b", "Filter": tagged, "Expiration": {"Days": 3}},
+        {"ID": "c", "Status": "Disabled", "Expiration": {"Days": 1}},
+    )
+    got = client.get_bucket_lifecycle_configuration(Bucket=bucket)
+    assert [rule["ID"] for rule in got["Rules"]] == ["a", "b", "c"]
+    client.put_object(Bucket=bucket, Key="tmp/k", Body=b"x")
+    put = client.put_object(Bucket=bucket, Key="t/k", Body=b"x", Tagging="class=chat")
+    client.put_object(Bucket=bucket, Key="t/other", Body=b"x")
+    assert whole_days(stat(gateway, bucket, "tmp/k")) == 1
+    assert whole_days(stat(gateway, bucket, "t/k")) == 3
+    assert stat(gateway, bucket, "t/other").expires_at_s == 0
+    shown = client.head_object(Bucket=bucket, Key="t/k")["Expiration"]
+    assert shown == put["Expiration"]
+    assert re.fullmatch(r'expiry-date="\w{3}, .* 00:00:00 GMT", rule-id="b"', shown)
+    client.delete_bucket_lifecycle(Bucket=bucket)
+    client.put_object(Bucket=bucket, Key="tmp/k", Body=b"y")
+    assert "Expiration" not in client.head_object(Bucket=bucket, Key="tmp/k")
+    kept = client.head_object(Bucket=bucket, Key="t/k")["Expiration"]
+    assert 'rule-id="ttl"' in kept  # what was written keeps its end, of no rule any more
+
+
+def test_other_tags_bring_another_lifetime(gateway: Gateway, client: S3Client, bucket: str) -> None:
+    chat = [{"Key": "class", "Value": "chat"}]
+    put_rules(client, bucket, {"Filter": {"Tag": chat[0]}, "Expiration": {"Days": 2}})
+    client.put_object(Bucket=bucket, Key="k", Body=b"x")
+    assert stat(gateway, bucket, "k").expires_at_s == 0
+    client.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": chat})
+    ends_s = stat(gateway, bucket, "k").expires_at_s
+    assert whole_days(stat(gateway, bucket, "k")) == 2
+    more = [*chat, {"Key": "more", "Value": "1"}]
+    client.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": more})
+    assert stat(gateway, bucket, "k").expires_at_s == ends_s
+    client.delete_object_tagging(Bucket=bucket, Key="k")
+    assert stat(gateway, bucket, "k").expires_at_s == 0
+
+
+def test_a_rule_may_name_a_date(gateway: Gateway, client: S3Client, bucket: str) -> None:
+    past = datetime.datetime(2015, 6, 1, tzinfo=datetime.UTC)
+    future = datetime.datetime(2100, 6, 1, tzinfo=datetime.UTC)
+    put_rules(
+        client,
+        bucket,
+        {"ID": "p", "Filter": {"Prefix": "past/"}, "Expiration": {"Date": past}},
+        {"ID": "f", "Filter": {"Prefix": "future/"}, "Expiration": {"Date": future}},
+    )
+    client.put_object(Bucket=bucket, Key="past/k", Body=b"x")
+    client.put_object(Bucket=bucket, Key="future/k", Body=b"x")
+    assert abs(stat(gateway, bucket, "future/k").expires_at_s - future.timestamp()) <= 1
+    with open_store(gateway.store) as store:
+        entry = store.find(ObjectPath(bucket.encode(), b"past/k"))
+    assert entry is None or entry.ttl_s == 1
+
+
+def test_a_rule_without_an_id_gets_one(client: S3Client, bucket: str) -> None:
+    put_rules(
+        client,
+        bucket,
+        {"Filter": {"Prefix": "a"}, "Expiration": {"Days": 1}},
+        {"Filter": {"Prefix": "b"}, "Expiration": {"Days": 1}},
+    )
+    ids = [
+        [rule["ID"] for rule in client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]]
+        for _ in range(2)
+    ]
+    assert ids[0] == ids[1]
+    assert len({*ids[0], ""}) == 3
+
+
+MIDDAY = datetime.datetime(2100, 6, 1, 12, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("rules", "code"),
+    [
+        ([{"ID": "x" * 256, "Expiration": {"Days": 1}}], "InvalidArgument"),
+        ([{"ID": "x", "Expiration": {"Days": n}} for n in (1, 2)], "InvalidArgument"),
+        ([{"Expiration": {"Days": 0}}], "InvalidArgument"),
+        ([{"Expiration": {"Date": MIDDAY}}], "InvalidArgument"),
+        ([{"Expiration": {"Days": 1}, "Status": "enabled"}], "MalformedXML"),
+        ([{"Expiration": {"ExpiredObjectDeleteMarker": True}}], "NotImplemented"),
+        ([{"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}], "NotImplemented"),
+        ([{"Transitions": [{"Days": 1, "StorageClass": "GLACIER"}]}], "NotImplemented"),
+        ([{"Filter": {"ObjectSizeGreaterThan": 5}, "Expiration": {"Days": 1}}], "NotImplemented"),
+    ],
+)
+def test_rules_that_cannot_be_kept_are_refused(
+    client: S3Client, bucket: str, rules: list[dict[str, object]], code: str
+) -> None:
+    with pytest.raises(botocore.exceptions.ClientError) as raised:
+        put_rules(client, bucket, *rules)
+    assert raised.value.response["Error"]["Code"] == code
+    missing = code_of(client.get_bucket_lifecycle_configuration, Bucket=bucket)
+    assert missing == ("NoSuchLifecycleConfiguration", 404)
+
+
+def test_buckets_have_tags(client: S3Client, bucket: str) -> None:
+    assert code_of(client.get_bucket_tagging, Bucket=bucket) == ("NoSuchTagSet", 404)
+    first = [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": ""}]
+    client.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": first})
+    assert client.get_bucket_tagging(Bucket=bucket)["TagSet"] == first
+    second = [{"Key": f"k{number:02}", "Value": "x"} for number in range(50)]
+    client.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": second})
+    assert client.get_bucket_tagging(Bucket=bucket)["TagSet"] == second
+    over = {"TagSet": [*second, {"Key": "over", "Value": "x"}]}
+    assert code_of(client.put_bucket_tagging, Bucket=bucket, Tagging=over) == ("InvalidTag", 400)
+    client.delete_bucket_tagging(Bucket=bucket)
+    assert code_of(client.get_bucket_tagging, Bucket=bucket) == ("NoSuchTagSet", 404)
+    assert code_of(client.get_bucket_tagging, Bucket="no-such") == ("NoSuchBucket", 404)
+
+
+def test_everything_is_its_owners_alone(client: S3Client, bucket: str) -> None:
+    client.put_object(Bucket=bucket, Key="k", Body=b"x")
+    for acl in (
+        client.get_bucket_acl(Bucket=bucket),
+        client.get_object_acl(Bucket=bucket, Key="k"),
+    ):
+        (grant,) = acl["Grants"]
+        assert grant["Permission"] == "FULL_CONTROL"
+        assert grant["Grantee"] == {**acl["Owner"], "Type": "CanonicalUser"}
+    assert code_of(client.get_object_acl, Bucket=bucket, Key="no") == ("NoSuchKey", 404)
+    wider = {"Bucket": bucket, "Key": "k", "ACL": "public-read"}
+    assert code_of(client.put_object_acl, **wider) == ("NotImplemented", 501)
