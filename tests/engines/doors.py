@@ -26,6 +26,8 @@ from kvfs_tools.child_processes import RUN_CLI, RUN_GATEWAY
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "kv"
+VIRTUAL_HOST = "s3.test"
+"""Clients that put the bucket before the host see `kv.s3.test`; see `resolving`."""
 WAIT_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
@@ -46,6 +48,10 @@ class Gateway:
     @property
     def engine_address(self) -> str:
         return f"127.0.0.1:{self.engine_port}"
+
+    @property
+    def virtual_address(self) -> str:
+        return f"{BUCKET}.{VIRTUAL_HOST}:{self.port}"
 
     def client(self) -> Any:
         """Return an ordinary S3 client, path style."""
@@ -68,6 +74,13 @@ def environment() -> dict[str, str]:
         **kept,
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "gateway", "tools")),
     }
+
+
+def resolving(directory: Path) -> dict[str, str]:
+    """Return the environment in which a process finds the virtual host here, by libnss-wrapper."""
+    hosts = directory / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost {BUCKET}.{VIRTUAL_HOST}\n")
+    return {"LD_PRELOAD": "libnss_wrapper.so", "NSS_WRAPPER_HOSTS": str(hosts)}
 
 
 def kvfs(*arguments: str) -> str:
@@ -98,6 +111,7 @@ def running_gateway(store: Path, credential: tuple[str, str]) -> Iterator[Gatewa
     port, engine_port = free_ports(2)
     arguments = ["--store", str(store), "--listen", f"127.0.0.1:{port}"]
     arguments += ["--engine-listen", f"127.0.0.1:{engine_port}={BUCKET}", "--workers", "2"]
+    arguments += ["--virtual-host", VIRTUAL_HOST]
     with running([sys.executable, "-c", RUN_GATEWAY, *arguments]) as process:
         wait_for(lambda: is_ready(port), process, "the gateway")
         yield Gateway(port, engine_port, *credential)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,23 @@ def fs_settings(directory: Path, *, direct_io: bool = False) -> dict[str, Any]:
     }
 
 
-def start(**request: Any) -> subprocess.Popen[str]:
+def start(environment: Mapping[str, str] | None = None, **request: Any) -> subprocess.Popen[str]:
     """Start one LMCache process; see lmcache_client.py for what it can be asked."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("KVFS_", "LMCACHE_"))}
-    environment |= {
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("KVFS_", "LMCACHE_"))}
+    settings = {
+        **inherited,
         "PYTHONHASHSEED": "0",  # LMCache's names are hashes: every process must make the same
         "LMCACHE_TRACK_USAGE": "false",
         "LMCACHE_LOG_LEVEL": "WARNING",
         "OMP_NUM_THREADS": "1",
+        **(environment or {}),
     }
     return subprocess.Popen(
         [str(PYTHON), str(CLIENT), json.dumps(request)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=settings,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.engines.doors import BUCKET, Gateway, kvfs
+from tests.engines.doors import BUCKET, Gateway, kvfs, resolving
 from tests.engines.lmcache_process import (
     LARGE,
     fs_settings,
@@ -46,6 +46,9 @@ def settings(request: pytest.FixtureRequest) -> Settings:
             directory.mkdir(exist_ok=True)  # LMCache asks statvfs about it before it makes it
             return fs_settings(directory, direct_io=way == "fs-direct")
         gateway: Gateway = request.getfixturevalue("gateway")
+        if way == "s3-virtual-host":
+            found = s3_settings(gateway, gateway.virtual_address)
+            return {**found, "environment": resolving(request.getfixturevalue("tmp_path"))}
         bucket = f"127.0.0.1:{gateway.port}/{BUCKET}"
         return s3_settings(gateway, bucket if way == "s3-bucket" else gateway.engine_address)
 
@@ -53,7 +56,7 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 
 
 WAYS = ["s3", "s3-bucket", "fs", "fs-direct"]
-SEEDS = {way: 100 * (number + 1) for number, way in enumerate(WAYS)}
+SEEDS = {way: 100 * (n + 1) for n, way in enumerate([*WAYS, "s3-virtual-host"])}
 
 
 def sha256(data: bytes) -> str:
@@ -81,7 +84,7 @@ def test_what_nobody_stored_is_a_miss(settings: Settings, way: str) -> None:
     assert lmcache(action="get", **settings(way), hashes=[404])["results"] == [None]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, "s3-virtual-host"])
 def test_a_connector_finds_what_another_process_put(settings: Settings, way: str) -> None:
     request = {**settings(way), "hashes": [11, -12, 13], "model": f"test/connector-{way}"}
     put = lmcache(action="put", **request, seed=SEEDS[way])

@@ -57,7 +57,12 @@ def python_of(environment: Environment) -> Path:
     if environment is Environment.OURS:
         return Path(sys.executable)
     variable = f"KVFS_TEST_{environment.name}_PYTHON"
-    return Path(os.environ.get(variable) or ROOT / environment.value / "bin/python")
+    python = Path(os.environ.get(variable) or ROOT / environment.value / "bin/python")
+    if not python.exists():
+        pytest.skip(
+            f"{environment.value} is missing: run `make install-{environment.name.lower()}`"
+        )
+    return python
 
 
 @pytest.fixture(scope="module")
