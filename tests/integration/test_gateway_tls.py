@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from tests.integration.gateway_process import (
     ACCESS_KEY,
     ENGINE_BUCKET,
     SECRET_KEY,
+    Gateway,
+    S3Client,
     running_gateway,
 )
 from tests.integration.gateway_raw import connect
@@ -53,18 +56,47 @@ def served_name(address: str) -> str:
     return text.rpartition("=")[2].strip()
 
 
+def tls_arguments(directory: Path) -> list[str]:
+    return ["--tls-cert", str(directory / "cert.pem"), "--tls-key", str(directory / "key.pem")]
+
+
+def tls_client(gateway: Gateway, directory: Path) -> S3Client:
+    return cast("Any", boto3.session.Session()).client(
+        "s3",
+        endpoint_url=f"https://{gateway.address}",
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        verify=str(directory / "cert.pem"),
+    )
+
+
+def test_every_checksum_travels_as_a_trailer_over_tls(tmp_path: Path) -> None:
+    make_certificate(tmp_path, "first")
+    arguments = tls_arguments(tmp_path)
+    with running_gateway(tmp_path / "store", workers=1, arguments=arguments) as gateway:
+        client = tls_client(gateway, tmp_path)
+        trailers: list[str] = []
+
+        def note(request: Any, **_: object) -> None:  # noqa: ANN401
+            trailers.append(request.headers["X-Amz-Trailer"].decode())
+
+        client.meta.events.register("before-send.s3.PutObject", note)
+        data = os.urandom(300_000)
+        for algorithm in ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"):
+            place = {"Bucket": ENGINE_BUCKET, "Key": algorithm}
+            put = client.put_object(**place, Body=io.BytesIO(data), ChecksumAlgorithm=algorithm)
+            assert trailers.pop() == f"x-amz-checksum-{algorithm.lower()}"
+            got = client.get_object(**place, ChecksumMode="ENABLED")
+            assert got["Body"].read() == data
+            assert got[f"Checksum{algorithm}"] == put[f"Checksum{algorithm}"]
+
+
 def test_objects_travel_over_tls_and_certificates_are_replaced(tmp_path: Path) -> None:
     make_certificate(tmp_path, "first")
-    arguments = ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    arguments = tls_arguments(tmp_path)
     with running_gateway(tmp_path / "store", workers=1, arguments=arguments) as gateway:
-        client = cast("Any", boto3.session.Session()).client(
-            "s3",
-            endpoint_url=f"https://{gateway.address}",
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            verify=str(tmp_path / "cert.pem"),
-        )
+        client = tls_client(gateway, tmp_path)
         data = os.urandom(9 << 20)
         client.put_object(Bucket=ENGINE_BUCKET, Key="k", Body=data)
         assert client.get_object(Bucket=ENGINE_BUCKET, Key="k")["Body"].read() == data
