@@ -64,15 +64,7 @@ def test_every_checksum_is_verified_kept_and_returned(
     assert got[f"Checksum{algorithm}"] == put[f"Checksum{algorithm}"]
 
 
-def test_checksums_only_when_required(gateway: Gateway, bucket: str) -> None:
-    modest = gateway.client(
-        request_checksum_calculation="when_required", response_checksum_validation="when_required"
-    )
-    modest.put_object(Bucket=bucket, Key="k", Body=b"x")
-    assert modest.get_object(Bucket=bucket, Key="k")["Body"].read() == b"x"
-
-
-def test_a_stream_without_a_length_travels_as_signed_chunks(
+def test_an_open_file_is_put_as_its_bytes_are(
     client: S3Client, bucket: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "data"

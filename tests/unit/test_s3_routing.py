@@ -39,6 +39,7 @@ def ask(
         ("GET /b?location=", Operation.GET_BUCKET_LOCATION),
         ("GET /b", Operation.LIST_OBJECTS),
         ("GET /b?prefix=a&max-keys=3", Operation.LIST_OBJECTS),
+        ("GET /b?Version=2006-03-01", Operation.LIST_OBJECTS),  # Apache Libcloud
         ("GET /b?list-type=2&prefix=a&x-id=ListObjectsV2", Operation.LIST_OBJECTS_V2),
         ("GET /b?uploads", Operation.LIST_MULTIPART_UPLOADS),
         ("POST /b?delete", Operation.DELETE_OBJECTS),

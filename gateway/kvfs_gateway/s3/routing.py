@@ -28,8 +28,9 @@ MAX_KEY_LENGTH = 1024
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 _BAD_BUCKET = re.compile(r"\.\.|\.-|-\.|^xn--|^sthree-|-s3alias$|--ol-s3$")
-_IGNORED_PARAMETERS = frozenset({"x-id"})
-"""Newer SDKs name the operation in the query; the rest of the request decides."""
+_IGNORED_PARAMETERS = frozenset({"x-id", "Version"})
+"""Newer SDKs name the operation in the query, Apache Libcloud the version of S3's interface; the
+rest of the request decides."""
 _V2_PARAMETERS = frozenset({"AWSAccessKeyId", "Expires", "Signature"})
 _REFUSED_HEADERS = (
     "x-amz-server-side-encryption",
