@@ -76,10 +76,11 @@ def environment() -> dict[str, str]:
     }
 
 
-def resolving(directory: Path) -> dict[str, str]:
-    """Return the environment in which a process finds the virtual host here, by libnss-wrapper."""
+def resolving(directory: Path, *buckets: str) -> dict[str, str]:
+    """Return the environment in which a process finds the virtual hosts here, by libnss-wrapper."""
     hosts = directory / "hosts"
-    hosts.write_text(f"127.0.0.1 localhost {BUCKET}.{VIRTUAL_HOST}\n")
+    names = [f"{bucket}.{VIRTUAL_HOST}" for bucket in buckets]
+    hosts.write_text(f"127.0.0.1 localhost {VIRTUAL_HOST} {' '.join(names)}\n")
     return {"LD_PRELOAD": "libnss_wrapper.so", "NSS_WRAPPER_HOSTS": str(hosts)}
 
 

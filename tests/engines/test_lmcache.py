@@ -48,7 +48,7 @@ def settings(request: pytest.FixtureRequest) -> Settings:
         gateway: Gateway = request.getfixturevalue("gateway")
         if way == "s3-virtual-host":
             found = s3_settings(gateway, gateway.virtual_address)
-            return {**found, "environment": resolving(request.getfixturevalue("tmp_path"))}
+            return {**found, "environment": resolving(request.getfixturevalue("tmp_path"), BUCKET)}
         bucket = f"127.0.0.1:{gateway.port}/{BUCKET}"
         return s3_settings(gateway, bucket if way == "s3-bucket" else gateway.engine_address)
 

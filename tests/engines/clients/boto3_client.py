@@ -1,7 +1,7 @@
 """boto3, which every engine's S3 backend in Python is made of; the option is its checksum mode.
 
 `when_supported` and `when_required` are botocore's own words; `CRC32` ... `SHA256` name the
-algorithm that each put asks for; `stream` puts from something without a length.
+algorithm that each put asks for; `virtual host` puts the bucket there.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ class Boto3(Client):
     def __init__(self, door: Door) -> None:
         super().__init__(door)
         mode = door.option if door.option in MODES else "when_supported"
-        self.extra = {} if door.option in MODES else {"ChecksumAlgorithm": door.option}
+        is_virtual = door.option == "virtual host"
+        is_algorithm = door.option.isupper()
+        self.extra = {"ChecksumAlgorithm": door.option} if is_algorithm else {}
         self.s3: Any = boto3.client(
             "s3",
-            endpoint_url=door.url,
+            endpoint_url=f"http://{door.virtual_address}" if is_virtual else door.url,
             region_name="us-east-1",
             aws_access_key_id=door.access_key,
             aws_secret_access_key=door.secret_key,
@@ -30,7 +32,7 @@ class Boto3(Client):
                 request_checksum_calculation=mode,
                 response_checksum_validation=mode,
                 retries={"max_attempts": 1},
-                s3={"addressing_style": "path"},
+                s3={"addressing_style": "virtual" if is_virtual else "path"},
             ),
         )
 

@@ -34,6 +34,7 @@ class Asked:
 
 OURS, CLIENTS, ENGINES = Environment
 
+BY_VIRTUAL_HOST = "virtual host"
 BOTO3_WAYS = ("when_supported", "when_required", "CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
 
 
@@ -74,6 +75,7 @@ A_CACHE = without("stores and loads whole pages", "range", "multipart", "copy", 
 
 ASKED: dict[str, Asked] = {
     **{f"boto3, {way}": Asked("boto3 1.44", "boto3_client.py", OURS, way) for way in BOTO3_WAYS},
+    "boto3, virtual host": Asked("boto3 1.44", "boto3_client.py", OURS, BY_VIRTUAL_HOST),
     "awscrt, no checksum": Asked(
         "awscrt 0.38", "awscrt_client.py", OURS, "none", {**NO_LISTING, **NO_PRESIGN, **NO_DIGEST}
     ),
@@ -98,6 +100,13 @@ ASKED: dict[str, Asked] = {
     "pyarrow": Asked(
         "pyarrow 26.0.1", "pyarrow_client.py", CLIENTS, cannot={**NO_PRESIGN, **NO_CONDITION}
     ),
+    "pyarrow, virtual host": Asked(
+        "pyarrow 26.0.1",
+        "pyarrow_client.py",
+        CLIENTS,
+        BY_VIRTUAL_HOST,
+        {**NO_PRESIGN, **NO_CONDITION},
+    ),
     "s3torchconnector": Asked(
         "s3torchconnector 1.5.0",
         "s3torchconnector_client.py",
@@ -115,6 +124,9 @@ ASKED: dict[str, Asked] = {
     ),
     "NIXL OBJ, req_checksum": Asked(
         "nixl 1.5.1", "nixl_client.py", ENGINES, "required", {**A_TRANSFER, **IN_ONE_PIECE}
+    ),
+    "NIXL OBJ, virtual host": Asked(
+        "nixl 1.5.1", "nixl_client.py", ENGINES, BY_VIRTUAL_HOST, {**A_TRANSFER, **IN_ONE_PIECE}
     ),
     "NIXL OBJ, CRT": Asked("nixl 1.5.1", "nixl_client.py", ENGINES, "CRT", A_TRANSFER),
     "SGLang seaweedfs": Asked(

@@ -1,7 +1,7 @@
 """NIXL's OBJ plugin (aws-sdk-cpp), which vLLM's `obj` tier, SGLang's `nixl` and Dynamo store with.
 
 The option: `default`, `required` (checksums only where S3 requires one: the body's own SHA-256
-instead of a trailer) or `CRT` (transfers through the common runtime, by parts).
+instead of a trailer) or `CRT` (transfers through the common runtime, by parts) or `virtual host`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from operations import LENGTHS, WAIT_SECONDS, Client, Door, main
 OPTIONS = {
     "default": {},
     "required": {"req_checksum": "required"},
+    "virtual host": {},
     "CRT": {"crtMinLimit": str(1 << 20)},
 }
 
@@ -28,6 +29,7 @@ class NixlObj(Client):
 
     def __init__(self, door: Door) -> None:
         super().__init__(door)
+        is_virtual = door.option == "virtual host"
         self.agent = nixl_agent(str(uuid.uuid4()), nixl_agent_config(backends=[]))
         self.agent.create_backend(
             "OBJ",
@@ -35,10 +37,10 @@ class NixlObj(Client):
                 "access_key": door.access_key,
                 "secret_key": door.secret_key,
                 "bucket": door.bucket,
-                "endpoint_override": door.url,
+                "endpoint_override": f"http://{door.virtual_address}" if is_virtual else door.url,
                 "scheme": "http",
                 "region": "us-east-1",
-                "use_virtual_addressing": "false",
+                "use_virtual_addressing": str(is_virtual).lower(),
                 **OPTIONS[door.option],
             },
         )

@@ -83,10 +83,16 @@ class Door:
     """A directory of this client's own."""
     option: str = ""
     """Which of its ways the client takes."""
+    virtual_host: str = ""
+    """The name that stands for `address` where the bucket stands before the host."""
 
     @property
     def url(self) -> str:
         return f"http://{self.address}"
+
+    @property
+    def virtual_address(self) -> str:
+        return f"{self.virtual_host}:{self.address.rpartition(':')[2]}"
 
 
 class Client:

@@ -12,10 +12,11 @@ class PyArrow(Client):
         self.fs = fs.S3FileSystem(
             access_key=door.access_key,
             secret_key=door.secret_key,
-            endpoint_override=door.address,
+            endpoint_override=door.virtual_address if door.option else door.address,
             scheme="http",
             region="us-east-1",
             allow_bucket_creation=True,
+            force_virtual_addressing=bool(door.option),
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
         )
 

@@ -23,7 +23,7 @@ import pytest
 from kvfs.model import ObjectPath
 from kvfs.open_store import open_store
 from kvfs.store.store import Store
-from tests.engines.clients.catalogue import ASKED, Asked, Environment
+from tests.engines.clients.catalogue import ASKED, BY_VIRTUAL_HOST, Asked, Environment
 from tests.engines.clients.flipping_wire import flipping_wire
 from tests.engines.clients.operations import (
     GIVEN,
@@ -34,7 +34,7 @@ from tests.engines.clients.operations import (
     data_of,
     many_names,
 )
-from tests.engines.doors import ROOT, Gateway
+from tests.engines.doors import ROOT, VIRTUAL_HOST, Gateway, resolving
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3]
 
@@ -133,6 +133,9 @@ def ask(asked: Asked, door: Door) -> Errors:
     wanted = [operation for operation in OPERATIONS if operation not in asked.cannot]
     request = json.dumps({**asdict(door), "operations": wanted})
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("KVFS_", "AWS_", "PYTHON"))}
+    if asked.option == BY_VIRTUAL_HOST:
+        buckets = (door.bucket, f"{door.bucket}-new", door.shared_bucket)
+        kept |= resolving(Path(door.scratch), *buckets)
     done = subprocess.run(
         [str(python_of(asked.environment)), str(HERE / asked.script), request],
         env=kept,
@@ -173,6 +176,7 @@ def errors_of(
                 flipping_address=wire,
                 scratch=str(tmp_path_factory.mktemp("client")),
                 option=ASKED[name].option,
+                virtual_host=VIRTUAL_HOST,
             )
             with open_store(store) as opened:
                 give(opened, bucket.encode(), GIVEN)

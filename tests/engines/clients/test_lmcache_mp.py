@@ -54,7 +54,7 @@ def test_the_adapter_stores_finds_loads_lists_and_deletes(
             "access_key": gateway.access_key,
             "secret_key": gateway.secret_key,
         },
-        resolving(tmp_path),
+        resolving(tmp_path, BUCKET),
     )
     everything = [True] * len(LENGTHS)
     assert result["stored"] == sum(LENGTHS)
