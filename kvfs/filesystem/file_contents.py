@@ -11,6 +11,7 @@ import os
 
 from kvfs.filesystem.handles import Handle
 from kvfs.filesystem.mount_state import MountState, os_error
+from kvfs.filesystem.slabs import Slabs
 from kvfs.model import Codec
 
 INLINE_READ_BYTES = 128 * 1024
@@ -21,8 +22,9 @@ MAX_COPY_BYTES = 1 << 30
 class FileContents:
     """Operations on the bytes behind a handle."""
 
-    def __init__(self, state: MountState) -> None:
+    def __init__(self, state: MountState, slabs: Slabs) -> None:
         self._state = state
+        self._slabs = slabs
 
     async def read(self, number: int, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`; short only at the end of the file."""
@@ -49,6 +51,7 @@ class FileContents:
         if handle.writing is None or not handle.is_writer:
             raise os_error(errno.EBADF)
         await self._state.writing.allocate(handle.writing, mode, offset, length)
+        await self._slabs.keep_if_sized(self._state.inodes.get(handle.nodeid), handle.writing)
 
     async def seek(self, number: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE."""
@@ -92,6 +95,8 @@ class FileContents:
     def _descriptor(handle: Handle) -> int | None:
         """Return a descriptor on the handle's bytes, None where they are compressed."""
         view = handle.writing.base if handle.writing is not None else None
+        if handle.writing is not None and handle.writing.kept is not None:
+            return handle.writing.kept.fd
         if handle.writing is not None and handle.writing.staging is not None:
             return handle.writing.staging.fd
         if handle.reading is not None:

@@ -34,6 +34,7 @@ from kvfs.filesystem.whole_copies import (
     is_untouched,
 )
 from kvfs.model import NO_DIGEST, ChildName, Codec, Digest, Entry, NamespaceId, PutOptions
+from kvfs.store.mutable_files import MutableFile
 from kvfs.store.read_view import ReadView
 from kvfs.store.staging import Staging
 from kvfs.store.store import Store
@@ -63,6 +64,8 @@ class WritingFile:
     creator: Creator
     options: PutOptions
     staging: Staging | None = None
+    kept: MutableFile | None = None
+    """It stays mutable: the file itself, one for all openers; there is no staging any more."""
     base: ReadView | None = None
     nodeid: int = 0
     """The kernel's inode through which it is written."""
@@ -94,10 +97,16 @@ class WritingFile:
     """Its beginning is a hole that stands for a sealed file's bytes."""
     is_mappable: bool = False
     """Opened for reading and writing: a mapping can change it without a new mtime."""
+    is_marked: bool = False
+    """Its writer asked for it to stay mutable (user.kvfs.mutable)."""
+    watched: int = 0
+    """Bytes it had allocated when they were last accounted for."""
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     def staged(self) -> os.stat_result | None:
-        """Return the private copy's stat, None if the published file is all there is."""
+        """Return the stat of the bytes it has of its own, None if a sealed file is all there is."""
+        if self.kept is not None:
+            return os.fstat(self.kept.fd)
         if self.staging is not None:
             return os.fstat(self.staging.fd)
         if self.sealing is not None:
@@ -106,6 +115,8 @@ class WritingFile:
 
     def has_changed(self) -> bool:
         """Whether it holds bytes that no publish has seen."""
+        if self.kept is not None:
+            return False
         if self.direct < 0 or self.sealed_at is None:
             return self.is_changed
         return self.is_changed or mark_of(os.fstat(self.direct)) != self.sealed_at
@@ -123,7 +134,7 @@ class DirectFile:
 
     fd: int
 
-    def ensure(self, total_bytes: int) -> None:
+    def make_room(self, offset: int, length: int) -> None:
         """Space is reserved when it is sealed again."""
 
     def truncate(self, length: int) -> None:
@@ -179,6 +190,7 @@ class HandleTable:
 
     def __init__(self) -> None:
         self._handles: dict[int, Handle] = {}
+        self._writers: dict[WritingFile, None] = {}
         self._serial = itertools.count(1)
 
     def __len__(self) -> int:
@@ -198,6 +210,8 @@ class HandleTable:
         if writing is not None:
             writing.openers += 1
             writing.writers += is_writer
+            if is_writer:
+                self._writers[writing] = None
         if reading is not None:
             reading.openers += 1
         return handle
@@ -213,12 +227,18 @@ class HandleTable:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle
 
+    def writers(self) -> list[WritingFile]:
+        """Return the files that are open for writing."""
+        return list(self._writers)
+
     def remove(self, number: int) -> Handle:
         handle = self.get(number)
         del self._handles[number]
         if handle.writing is not None:
             handle.writing.openers -= 1
             handle.writing.writers -= handle.is_writer
+            if not handle.writing.writers:
+                self._writers.pop(handle.writing, None)
         if handle.reading is not None:
             handle.reading.openers -= 1
         return handle
@@ -248,6 +268,8 @@ class Writing:
         async with writing.lock:
             await self.fill_copy(writing)
             source = writing.direct if writing.staging is None else writing.staging.fd
+            if writing.kept is not None:
+                source = writing.kept.fd
             if source >= 0:
                 return await self._run(length, os.pread, source, length, offset)
             if writing.base is None and writing.inode and not writing.is_hidden:
@@ -260,10 +282,10 @@ class Writing:
         """Write all of `data`; the first failure is remembered for close()."""
         async with writing.lock:
             try:
-                staging = await self._make_private(writing)
+                staging = await self.make_private(writing)
                 await self._run(len(data), staging.pwrite, data, offset)
             except (KvfsError, OSError) as error:
-                writing.failure = writing.failure or errno_of(error)
+                _fail(writing, error)
                 raise
             writing.is_changed = True
             return len(data)
@@ -273,10 +295,10 @@ class Writing:
             if size == writing.size() and not writing.has_changed():
                 return
             try:
-                staging = await self._make_private(writing, keep=size)
+                staging = await self.make_private(writing, keep=size)
                 await self._in_thread(staging.truncate, size)
             except (KvfsError, OSError) as error:
-                writing.failure = writing.failure or errno_of(error)
+                _fail(writing, error)
                 raise
             writing.is_changed = True
 
@@ -284,12 +306,16 @@ class Writing:
         """fallocate(2) on the private copy: reserve, punch a hole, zero a range."""
         async with writing.lock:
             try:
-                staging = await self._make_private(writing)
+                staging = await self.make_private(writing)
                 if not mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE):
-                    await self._in_thread(staging.ensure, offset + length)
+                    await self._in_thread(staging.make_room, offset, length)
+                if writing.kept is not None:
+                    writing.kept.let_go()  # a hole is how a full store gets room again
                 await self._in_thread(fallocate, staging.fd, mode, offset, length)
+                if writing.kept is not None:
+                    await self._in_thread(writing.kept.settle)
             except KvfsError as error:
-                writing.failure = writing.failure or errno_of(error)
+                _fail(writing, error)
                 raise
             writing.is_changed = True
 
@@ -299,13 +325,13 @@ class Writing:
         """Copy from the descriptor `source` without passing the bytes through user space."""
         async with writing.lock:
             try:
-                staging = await self._make_private(writing)
-                await self._in_thread(staging.ensure, offset + length)
+                staging = await self.make_private(writing)
+                await self._in_thread(staging.make_room, offset, length)
                 copied = await self._in_thread(
                     os.copy_file_range, source, staging.fd, length, source_offset, offset
                 )
             except KvfsError as error:
-                writing.failure = writing.failure or errno_of(error)
+                _fail(writing, error)
                 raise
             writing.is_changed = True
             return copied
@@ -360,7 +386,10 @@ class Writing:
 
     async def sync(self, writing: WritingFile) -> None:
         async with writing.lock:
-            if writing.staging is not None:
+            if writing.kept is not None:
+                await self._in_thread(os.fdatasync, writing.kept.fd)
+                await self._in_thread(writing.kept.settle)
+            elif writing.staging is not None:
                 await self._in_thread(os.fdatasync, writing.staging.fd)
 
     async def publish(self, writing: WritingFile) -> Entry | None:
@@ -398,6 +427,30 @@ class Writing:
             await self._in_thread(self._store.recheck, writing.namespace_id, former)
         return entry
 
+    async def keep(self, writing: WritingFile) -> Entry | None:
+        """Make it a mutable file under its name; None if it has none. Caller holds `writing.lock`.
+
+        Whatever fails, nothing becomes visible and the file is finished.
+        """
+        staging, place = writing.staging, writing.place
+        if staging is None or place is None:
+            return None
+        writing.sealing, writing.staging = os.fstat(staging.fd), None
+        keep = self._store.keep_mutable
+        try:
+            entry, kept = await self._in_thread(keep, staging, place, writing.options)
+        except (KvfsError, OSError) as error:
+            writing.failure = writing.failure or errno_of(error)
+            await self.discard(writing)
+            raise
+        finally:
+            writing.sealing = None
+        self._close_base(writing)
+        writing.kept, writing.inode = kept, entry.inode
+        writing.is_hidden = writing.is_changed = False
+        writing.options = replace(writing.options, mtime_ns=0)
+        return entry
+
     async def _copy_direct(self, writing: WritingFile) -> Staging:
         """Copy what the kernel wrote since the file was sealed; the old one is withdrawn (I3)."""
         await self.fill_copy(writing)
@@ -422,6 +475,9 @@ class Writing:
     async def close(self, writing: WritingFile) -> None:
         """The last handle is gone."""
         async with writing.lock:
+            kept, writing.kept = writing.kept, None
+            if kept is not None:
+                await self._in_thread(kept.close)
             await self.discard(writing)
             self._close_base(writing)
             self._end_copy(writing)
@@ -429,10 +485,12 @@ class Writing:
                 os.close(writing.direct)
                 writing.direct = -1
 
-    async def _make_private(
+    async def make_private(
         self, writing: WritingFile, keep: int | None = None
-    ) -> Staging | DirectFile:
+    ) -> Staging | DirectFile | MutableFile:
         """Return the file's staging, filled from its base if it is new. Caller holds the lock."""
+        if writing.kept is not None:
+            return writing.kept
         if writing.is_discarded:
             raise OSError(writing.failure or errno.EIO, "the file was given up by its writer")
         await self.fill_copy(writing)
@@ -498,6 +556,12 @@ def _may_share(writing: WritingFile, view: ReadView) -> bool:
     is_fit = bool(view.entry.digest) and not view.entry.is_mutable
     is_healthy = not writing.failure and not writing.is_discarded
     return is_alone and is_fit and is_healthy and view.entry.namespace_id == writing.namespace_id
+
+
+def _fail(writing: WritingFile, error: KvfsError | OSError) -> None:
+    """Remember for the close that a write failed; that of a mutable file can undo nothing."""
+    if writing.kept is None:
+        writing.failure = writing.failure or errno_of(error)
 
 
 def mark_of(found: os.stat_result) -> tuple[int, int]:

@@ -166,7 +166,9 @@ class MountState:
 
     def published(self, entry: Entry, ino: int) -> Attributes:
         """Return the stat(2) answer for a published entry, with what it takes on the disk."""
-        stored = self.store.stored_bytes(entry.digest) if entry.digest else 0
+        stored = entry.allocated_bytes
+        if entry.digest:
+            stored = self.store.stored_bytes(entry.digest)
         return attributes_of(entry, ino, stored)
 
     def move_opener(self, writing: WritingFile, place: ChildName, mover: int = 0) -> None:

@@ -20,6 +20,7 @@ from kvfs.filesystem.inodes import Node
 from kvfs.filesystem.mount_state import MountState, os_error
 from kvfs.filesystem.processes import Creator, Verdict, judge
 from kvfs.filesystem.records import Caller, EntryReply, OpenReply
+from kvfs.filesystem.slabs import Slabs
 from kvfs.model import (
     CONTENT_ATTRIBUTES,
     MAX_MOUNT_NAME_LENGTH,
@@ -49,8 +50,9 @@ def wants_write(flags: int) -> bool:
 class OpenFiles:
     """Operations on content."""
 
-    def __init__(self, state: MountState, view: ContentView) -> None:
+    def __init__(self, state: MountState, view: ContentView, slabs: Slabs) -> None:
         self._state = state
+        self._slabs = slabs
         self._view = view
         self._decoded_bytes = 0
 
@@ -110,6 +112,8 @@ class OpenFiles:
         if not wants_write(flags):
             return await self._open_for_reading(node)
         self._state.require_writable()
+        if self._slabs.is_kept(node):
+            return await self._open_kept(node, flags)
         if self._is_shared(node):
             return await self._open_shared(node, flags, caller)
         if node.overwrites is not None and node.writing is None:
@@ -179,6 +183,8 @@ class OpenFiles:
         node = state.inodes.for_inode(entry.inode)
         if not wants_write(flags):
             opened = await self._open_for_reading(node)
+        elif self._slabs.is_kept(node):
+            opened = await self._open_kept(node, flags)
         elif self._is_shared(node):
             opened = await self._open_shared(node, flags, caller)
         else:
@@ -231,17 +237,33 @@ class OpenFiles:
             keep_cache=writing is None and not is_lock,
             is_flushed=is_writer,
             descriptor=descriptor,
+            is_mutable=writing is not None and writing.kept is not None,
         )
+
+    async def _open_kept(self, node: Node, flags: int) -> OpenReply:
+        """Open a mutable file: the one that all its openers share."""
+        writing = await self._slabs.open(node)
+        async with self._held(node, writing):
+            if flags & os.O_TRUNC:
+                await self._state.writing.truncate(writing, 0)
+            return self._opened(node, is_writer=wants_write(flags), writing=writing)
 
     async def _open_for_reading(self, node: Node) -> OpenReply:
         writing = node.writing
         if writing is not None and (
-            writing.is_hidden or writing.is_shared or writing.has_changed()
+            writing.kept is not None
+            or writing.is_hidden
+            or writing.is_shared
+            or writing.has_changed()
         ):
             return self._opened(node, is_writer=False, writing=writing)
         reading = node.reading
         if reading is None or not reading.openers or reading.view.entry.inode != node.inode:
-            reading = node.reading = await self._open_reading(node)
+            reading = await self._open_reading(node)
+            if reading.view.entry.is_mutable:
+                reading.close()
+                return await self._open_kept(node, os.O_RDONLY)
+            node.reading = reading
         return self._opened(node, is_writer=False, reading=reading)
 
     async def _open_reading(self, node: Node) -> SharedView:
@@ -396,20 +418,63 @@ class OpenFiles:
             self._state.pending.move_writer(writing, target)
             await self._publish(node, writing)
 
+    async def make_mutable(self, node: Node, value: bytes) -> None:
+        """Set `user.kvfs.mutable`: keep a file that is being written, or a copy of a sealed one.
+
+        Raises: OSError EINVAL for another value than 1 (copy a mutable file to seal it), EBUSY for
+        a sealed file that is open.
+        """
+        if value.strip(b"\0 \n") != b"1":
+            raise os_error(errno.EINVAL)
+        if self._slabs.is_kept(node):
+            return
+        writing = node.writing
+        if node.openers and (writing is None or not writing.is_hidden):
+            raise os_error(errno.EBUSY)
+        if writing is None:
+            await self._keep_copy(node)
+            return
+        async with self._held(node, writing), writing.lock:
+            await self._state.writing.fill_copy(writing)
+            writing.is_marked = True
+            if writing.place is not None:
+                await self._slabs.keep(node, writing)
+
+    async def _keep_copy(self, node: Node) -> None:
+        """Let a mutable copy take a sealed file's name, and the node lead to it."""
+        entry = self._state.entry(node)
+        if not entry.is_file:
+            raise os_error(errno.EINVAL)
+        writing = self._from_entry(entry, ChildName(entry.parent, entry.name), Caller())
+        try:
+            async with writing.lock:
+                await self._state.writing.make_private(writing)
+                self._follow_rename(writing)
+                kept = await self._state.writing.keep(writing)
+        finally:
+            await self._state.writing.close(writing)
+        if kept is not None:
+            self._state.inodes.pair(node, kept.inode)
+
     # -- length
 
     async def truncate(self, node: Node, size: int, number: int | None, caller: Caller) -> None:
         """Set the length: of the open private file, or of the published file as a replacement."""
         writing = node.writing
-        if writing is not None and (number is not None or writing.is_hidden or writing.is_shared):
+        if writing is not None and (
+            number is not None or writing.kept is not None or writing.is_hidden or writing.is_shared
+        ):
             async with self._held(node, writing):
                 await self._state.writing.truncate(writing, size)
+                await self._slabs.keep_if_sized(node, writing)
                 if writing.is_shared:
                     async with writing.lock:
                         await self._publish(node, writing)
             return
         entry = self._state.entry(node)
-        if entry.size != size:
+        if entry.is_mutable:
+            await self._slabs.truncate(entry, size)
+        elif entry.size != size:
             await self._replace_by_length(node, entry, size, caller)
 
     async def _replace_by_length(self, node: Node, entry: Entry, size: int, caller: Caller) -> None:
@@ -423,7 +488,10 @@ class OpenFiles:
             await self._state.writing.truncate(writing, size)
             async with writing.lock:
                 self._follow_rename(writing)
-                replacement = await self._state.writing.publish(writing)
+                if self._slabs.is_slab(writing):
+                    replacement = await self._state.writing.keep(writing)
+                else:
+                    replacement = await self._state.writing.publish(writing)
         finally:
             await self._state.writing.close(writing)
         if replacement is not None:
@@ -449,6 +517,9 @@ class OpenFiles:
             return
         node = self._state.inodes.get(handle.nodeid)
         async with writing.lock:
+            if writing.kept is not None:
+                await self._state.calls.run(writing.kept.settle)
+                return
             if writing.failure:
                 await self._give_up(writing)
                 raise os_error(writing.failure)
@@ -512,7 +583,7 @@ class OpenFiles:
             await self._state.calls.run(reading.close)
 
     async def _release_writer(self, node: Node, handle: Handle, writing: WritingFile) -> None:
-        if handle.is_writer and not writing.writers:
+        if handle.is_writer and not writing.writers and writing.kept is None:
             async with writing.lock:
                 is_wanted = not writing.is_discarded and not writing.failure
                 if is_wanted and (writing.has_changed() or self._may_have_drifted(writing)):
@@ -534,7 +605,10 @@ class OpenFiles:
         if node.writing is writing:
             node.writing = None
         self._state.pending.remove_writer(writing)
-        await self._state.writing.close(writing)
+        try:
+            await self._state.writing.close(writing)
+        except KvfsError as error:
+            log.error("mount_settle_failed inode=%d error=%s", writing.inode, error)
         if writing.is_hidden:
             self._state.inodes.unpair(node)
 
@@ -557,6 +631,9 @@ class OpenFiles:
         if not writing.is_hidden and not writing.is_shared:
             self._follow_rename(writing)
         try:
+            if self._slabs.is_slab(writing):
+                await self._slabs.keep(node, writing)
+                return
             entry = await state.writing.publish(writing)
         except (KvfsError, OSError):
             if writing.is_discarded:  # its name leads nowhere from now on, whoever has it open

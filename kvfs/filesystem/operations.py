@@ -35,6 +35,7 @@ from kvfs.filesystem.records import (
     OpenReply,
     SpaceReport,
 )
+from kvfs.filesystem.slabs import Slabs
 from kvfs.model import AttributeChange, ChildName, DirectoryChild, Entry, Kind, PutOptions
 from kvfs.store.renames import RenameMode
 from kvfs.store.store import Store
@@ -80,8 +81,9 @@ class Operations:
         self._directories: dict[int, OpenDirectory] = {}
         self._next_directory = 1
         self._view = ContentView(store, self._gauges)
-        self.files = OpenFiles(self._state, self._view)
-        self.contents = FileContents(self._state)
+        self.slabs = Slabs(self._state)
+        self.files = OpenFiles(self._state, self._view, self.slabs)
+        self.contents = FileContents(self._state, self.slabs)
 
     @property
     def state(self) -> MountState:
@@ -326,7 +328,7 @@ class Operations:
     async def _apply(self, node: Node, change: AttributeChange) -> None:
         """Change the published inode, and what the file being written will be published with."""
         writing = node.writing
-        if writing is not None:
+        if writing is not None and writing.kept is None:
             writing.options = _with_change(writing.options, change)
         if writing is not None and writing.is_hidden:
             return
@@ -367,6 +369,9 @@ class Operations:
         key = self._check_xattr(name)
         if len(value) > xattrs.MAX_VALUE_BYTES:
             raise os_error(errno.E2BIG)
+        if key == xattrs.MUTABLE:
+            await self.files.make_mutable(node, value)
+            return
         if key.startswith(xattrs.PREFIX):
             await self._apply(node, xattrs.change_virtual(key, value))
             return

@@ -78,6 +78,8 @@ class OpenReply:
     """Byte i of this descriptor is byte i of the file, for as long as the handle is open: a
     transport that can may let the kernel read and write it directly. None: only through `read` and
     `write`."""
+    is_mutable: bool = False
+    """Writers may share that descriptor with readers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from kvfs.model import AttributeChange, Entry, Pin
 PREFIX = "user.kvfs."
 ATIME = PREFIX + "atime"
 """Holds an access time that utimensat(2) set, as text in ns; stat(2) shows it, no list does."""
+MUTABLE = PREFIX + "mutable"
+"""Set to 1 the file stays mutable; it is no field of an entry, so operations.py knows it."""
 MAX_VALUE_BYTES = 64 * 1024
 """XATTR_SIZE_MAX."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -103,9 +103,15 @@ class MutableFile:
 
         Lets a held file go.
         """
+        if self._files.is_read_only:
+            return
         grown = max(0, allocated_bytes(look(self._fd)) - self._charged)
         if grown + ahead > self._spare:
             self._reserve(grown + ahead)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let a held file be changed again; the next `watch` of a store still full holds it."""
         if self.is_held:
             mutable_paths.hold(self._fd, is_held=False)
             self.is_held = False
@@ -140,7 +146,7 @@ class MutableFile:
 
     def truncate(self, length: int) -> None:
         """Set the file's length; what is cut off is given back. Raises: NoSpace, Unavailable."""
-        self.cover(0)
+        self.let_go()
         try:
             os.ftruncate(self._fd, length)
         except OSError as error:
@@ -155,9 +161,7 @@ class MutableFile:
             spent, self._charged = self._files.settle(
                 self.inode, self.generation, look(self._fd), self._spare
             )
-            self._spare -= spent
-            surplus = max(0, self._spare - STEP)
-            self._spare -= surplus
+            surplus, self._spare = self._spare - spent, 0
             self._files.space.release(surplus)
 
     def close(self) -> None:
@@ -167,8 +171,7 @@ class MutableFile:
         try:
             self.settle()
         finally:
-            if self.is_held:
-                mutable_paths.hold(self._fd, is_held=False)
+            self.let_go()
             descriptor, self._fd = self._fd, -1
             os.close(descriptor)
             self._files.space.release(self._spare)
@@ -189,6 +192,7 @@ class MutableFiles:
     ) -> None:
         self._context = context
         self.space = space
+        self.is_read_only = context.is_read_only
         self._trash = trash
         self._access = access
 
@@ -396,6 +400,14 @@ class MutableFiles:
         spent, charged = self.settle(inode, file.generation, found, growth)
         self.space.release(growth - spent)
         return charged != file.stored
+
+    def let_all_go(self) -> None:
+        """Let files be written again whose holder was killed; for who has the store first."""
+        for name in mutable_paths.walk(self._context.root):
+            parsed = mutable_paths.parse_name(name)
+            if parsed is not None:
+                with contextlib.suppress(OSError):
+                    mutable_paths.let_go(mutable_paths.path_of(self._context.root, *parsed))
 
     def sweep(self) -> int:
         """Unlink files that no row names and nobody has open; return how many."""

@@ -82,7 +82,7 @@ def open_shared(root: Path, inode: int, generation: int, *, is_writer: bool) -> 
         try:
             descriptor = os.open(path, flags)
         except PermissionError:  # a full store stopped its writers; who opens it tries anew
-            if not (is_writer and _let_go(path)):
+            if not (is_writer and let_go(path)):
                 raise
             descriptor = os.open(path, flags)
         try:
@@ -185,6 +185,15 @@ def hold(descriptor: int, *, is_held: bool) -> bool:
     return True
 
 
+def let_go(path: Path) -> bool:
+    """Let the file be written again; return whether that could be said. Raises: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return hold(descriptor, is_held=False)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(root: Path) -> None:
     """fsync files/, so that a new name survives power loss. Raises: Unavailable, Denied."""
     try:
@@ -216,11 +225,3 @@ def _lock(path: Path) -> int | None:
             return None
         raise os_error(error, "cannot lock a mutable file") from error
     return descriptor
-
-
-def _let_go(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return hold(descriptor, is_held=False)
-    finally:
-        os.close(descriptor)

@@ -10,9 +10,10 @@ import contextlib
 import errno
 import os
 
-from kvfs.errors import Closed, TooLarge
+from kvfs.errors import Closed, NoSpace, TooLarge
 from kvfs.model import NamespaceId
-from kvfs.store.block_files import BlockFiles, StagingFile, os_error, sectors
+from kvfs.store import mutable_paths
+from kvfs.store.block_files import SECTOR, BlockFiles, StagingFile, os_error, sectors
 from kvfs.store.space import Space
 
 STEP = 8 << 20
@@ -34,6 +35,7 @@ class Staging:
         self._files = files
         self._space = space
         self._reserved = 0
+        self._is_held = False
         self._file: StagingFile | None = None
         self.ensure(size_bytes or 0)
         try:
@@ -83,6 +85,39 @@ class Staging:
         self._space.reserve(grow)
         self._reserved += grow
 
+    def make_room(self, offset: int, length: int) -> None:
+        """Reserve what writing `length` bytes at `offset` can take. Raises: NoSpace, TooLarge."""
+        self.ensure(offset + length)
+
+    def watch(self, ahead: int) -> None:
+        """Account for what somebody writes through another descriptor: reserve what is allocated,
+        and `ahead` more if that is to be had.
+
+        At a full store the file is emptied, and the kernel takes no more for it where it can be
+        told so. Raises: NoSpace, Unavailable.
+        """
+        allocated = self._allocated()
+        try:
+            self.ensure(allocated)
+            if sectors(allocated + ahead) > self._reserved and self._space.could_grant(
+                sectors(allocated + ahead) - self._reserved
+            ):
+                self.ensure(allocated + ahead)
+        except NoSpace:
+            self._empty()
+            raise
+
+    def _allocated(self) -> int:
+        try:
+            return os.fstat(self.fd).st_blocks * 512
+        except OSError as error:
+            raise os_error(error, "cannot look at a staging file") from error
+
+    def _empty(self) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+        self._is_held = mutable_paths.hold(self.fd, is_held=True)
+
     def write(self, data: bytes | memoryview) -> int:
         """Append at the descriptor's position; return len(data). Raises: NoSpace, Unavailable."""
         try:
@@ -97,7 +132,7 @@ class Staging:
         length = len(view)
         end = offset + length
         if sectors(end) > self._reserved:
-            self._ensure_step(end)
+            self._ensure_step(end, length)
         try:
             while view:
                 count = os.write(self.fd, view) if moves else os.pwrite(self.fd, view, offset)
@@ -109,8 +144,14 @@ class Staging:
             raise os_error(error, "cannot write a staging file") from error
         return length
 
-    def _ensure_step(self, end: int) -> None:
-        """Reserve a step ahead; when the store is too full for that, exactly what is needed."""
+    def _ensure_step(self, end: int, length: int) -> None:
+        """Reserve a step ahead; when the store is too full for that, exactly what is needed.
+
+        A file with holes needs no more than it has and what comes.
+        """
+        end = min(end, self._allocated() + sectors(length) + SECTOR)
+        if sectors(end) <= self._reserved:
+            return
         ahead = min(max(end, self._reserved + STEP), MAX_OBJECT_LENGTH)
         if self._space.could_grant(sectors(ahead) - self._reserved):
             self.ensure(ahead)
@@ -118,8 +159,9 @@ class Staging:
             self.ensure(end)
 
     def truncate(self, length: int) -> None:
-        """Set the file's length. Raises: NoSpace, Unavailable."""
-        self.ensure(length)
+        """Set the file's length; what is added is a hole and costs nothing. Raises: Unavailable."""
+        if length > MAX_OBJECT_LENGTH:
+            raise TooLarge(f"{length} bytes are more than one object may have (5 TiB)")
         try:
             os.ftruncate(self.fd, length)
         except OSError as error:
@@ -135,6 +177,8 @@ class Staging:
         """Drop the file and give its space back; nothing was ever visible. Idempotent."""
         if self._file is not None:
             file, self._file = self._file, None
+            if self._is_held:  # else a file with a name could not be removed
+                mutable_paths.hold(file.descriptor, is_held=False)
             self._files.discard(file)
         self._space.release(self._reserved)
         self._reserved = 0

@@ -654,6 +654,7 @@ class Store:
         at_start = [Step("old trash", 0, self.empty_trash)]
         if is_first:
             at_start.append(Step("orphans", 0, self.sweep))
+            at_start.append(Step("held files", 0, self._files.let_all_go))
         maintenance = Maintenance(self._context.clock, steps, at_start)
         maintenance.start()
         return maintenance

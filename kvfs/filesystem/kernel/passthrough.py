@@ -34,7 +34,7 @@ class OpenMode:
     backing_id: int
     """0 = cached: reads and writes come to us."""
     is_private: bool
-    """The backing file is one writer's own, not a sealed block."""
+    """The backing file is a writer's own, or mutable; not a sealed block."""
     openers: int = 0
 
 
@@ -53,16 +53,21 @@ class BackingFiles:
     def __len__(self) -> int:
         return sum(1 for mode in self._modes.values() if mode.backing_id)
 
-    def acquire(self, nodeid: int, descriptor: int | None, *, is_writer: bool) -> int:
+    def acquire(
+        self, nodeid: int, descriptor: int | None, *, is_writer: bool, is_mutable: bool = False
+    ) -> int:
         """Count one open of `nodeid` and return the backing id to answer with; 0 = cached.
 
-        descriptor: what could back it; used only if nothing has it open yet.
+        descriptor: what could back it; used only if nothing has it open yet. is_mutable: it is no
+        sealed block, so readers and writers may share it.
         Raises: OSError EBUSY for a writer while readers pass through to a sealed block: the kernel
         would write into that block, even though it was registered from a read-only descriptor (I3).
         """
         mode = self._modes.get(nodeid)
         if mode is None:
-            mode = self._modes[nodeid] = OpenMode(self._register(descriptor), is_writer)
+            mode = self._modes[nodeid] = OpenMode(
+                self._register(descriptor), is_writer or is_mutable
+            )
         elif mode.backing_id and is_writer and not mode.is_private:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         mode.openers += 1

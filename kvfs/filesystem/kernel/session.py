@@ -382,7 +382,9 @@ class KernelSession:
     async def _opened(self, nodeid: int, reply: OpenReply) -> bytes:
         try:
             is_writer = reply.is_flushed
-            backing_id = self._backing.acquire(nodeid, reply.descriptor, is_writer=is_writer)
+            backing_id = self._backing.acquire(
+                nodeid, reply.descriptor, is_writer=is_writer, is_mutable=reply.is_mutable
+            )
         except OSError:
             await self._operations.files.release(reply.handle)
             raise

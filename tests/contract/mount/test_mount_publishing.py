@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import mmap
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.mount_fixture import (
-    Mounted,
     end_process,
     run_python,
     start_python,
@@ -358,30 +356,6 @@ def test_a_removed_file_stays_readable_to_those_who_have_it_open(bucket: Path) -
         assert not path.exists()
         assert os.fstat(file.fileno()).st_nlink == 0
         assert file.read() == b"k" * MIB
-
-
-def test_a_write_that_finds_no_space_fails_and_publishes_nothing(mounted: Mounted) -> None:
-    bucket = mounted.root / "too-much"
-    bucket.mkdir()
-    path = bucket / "huge"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    code = 0
-    try:
-        os.posix_fallocate(fd, 0, 1)
-        os.ftruncate(fd, 1 << 40)
-    except OSError as error:
-        code = error.errno
-    finally:
-        with pytest.raises(OSError, match=r"."):
-            _close_or_raise(fd, code)
-    assert code == errno.ENOSPC
-    assert not path.exists()
-
-
-def _close_or_raise(fd: int, code: int) -> None:
-    os.close(fd)
-    if code:
-        raise OSError(code, os.strerror(code))
 
 
 WAYS = {
