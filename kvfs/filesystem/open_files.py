@@ -3,6 +3,7 @@
 Owns the choice of what an open leads to: a view of a sealed file, a private file of its own, or the
 one copy of a lock file. Refuses to know transports.
 Must hold: a name changes only by publish; the name's old readers keep their bytes.
+Length: what an open leads to decides what its close does; apart, each would repeat half the cases.
 """
 
 from __future__ import annotations

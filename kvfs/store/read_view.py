@@ -94,6 +94,19 @@ class ReadView:
             raise
         return descriptor
 
+    def is_unchanged(self) -> bool:
+        """Whether the bytes are still those of `entry`: a mutable file may be written meanwhile.
+
+        A page that was dirty in a mapping before the view was opened may change unnoticed.
+        """
+        if not self.entry.is_mutable:
+            return True
+        try:
+            found = os.fstat(self.fd)
+        except OSError as error:
+            raise os_error(error, "cannot look at a mutable file") from error
+        return (found.st_size, found.st_mtime_ns) == (self.size, self.entry.mtime_ns)
+
     def duplicate(self) -> ReadView:
         """Return a view of the same bytes with a descriptor of its own. Raises: Unavailable."""
         try:

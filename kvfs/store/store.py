@@ -10,7 +10,6 @@ Length: one method for each thing a caller may ask, mostly docstring.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -404,8 +403,8 @@ class Store:
             with self.stage(size_bytes=view.size) as staging:
                 for offset in range(0, view.size, COPY_PIECE):
                     staging.write(view.pread(offset, COPY_PIECE))
-                if entry.is_mutable:
-                    _must_be_unchanged(view)
+                if not view.is_unchanged():
+                    raise Unavailable("the file was written to while it was copied: retry")
                 return self.publish(staging, target, options)
 
     def share(self, view: ReadView, place: Place, options: PutOptions) -> Entry | None:
@@ -658,12 +657,6 @@ class Store:
         maintenance = Maintenance(self._context.clock, steps, at_start)
         maintenance.start()
         return maintenance
-
-
-def _must_be_unchanged(view: ReadView) -> None:
-    found = os.fstat(view.fd)
-    if (found.st_size, found.st_mtime_ns) != (view.size, view.entry.mtime_ns):
-        raise Unavailable("the file was written to while it was copied: retry")
 
 
 def _options_of(entry: Entry) -> PutOptions:

@@ -160,6 +160,48 @@ def test_a_put_over_a_file_with_such_attributes_drops_them(gateway: Gateway, mou
     assert not {"user.s3.parts", "user.s3.meta.a"} & set(os.listxattr(path))
 
 
+def test_a_mutable_file_is_an_object_whose_etag_changes_with_it(
+    gateway: Gateway, mount: Path
+) -> None:
+    client = gateway.client()
+    slab = mount / "slab"
+    with slab.open("xb", buffering=0) as file:
+        os.ftruncate(file.fileno(), 3 << 30)
+        os.pwrite(file.fileno(), b"first", 1 << 30)
+        head = client.head_object(Bucket=BUCKET, Key="slab")
+        assert head["ContentLength"] == 3 << 30
+        extent = {"Bucket": BUCKET, "Key": "slab", "Range": f"bytes={1 << 30}-{(1 << 30) + 4}"}
+        answer = client.get_object(**extent, IfMatch=head["ETag"])
+        assert answer["Body"].read() == b"first"
+        os.pwrite(file.fileno(), b"other", 1 << 30)
+        with pytest.raises(botocore.exceptions.ClientError, match="PreconditionFailed"):
+            client.get_object(**extent, IfMatch=head["ETag"])
+        answer = client.get_object(**extent)
+        assert answer["Body"].read() == b"other"
+        assert answer["ETag"] != head["ETag"]
+        source = {"Bucket": BUCKET, "Key": "slab"}
+        os.ftruncate(file.fileno(), 100)
+        client.copy_object(Bucket=BUCKET, Key="sealed copy", CopySource=source)
+        client.put_object(Bucket=BUCKET, Key="slab", Body=b"sealed")
+        os.pwrite(file.fileno(), b"for its openers alone", 0)
+    assert client.get_object(Bucket=BUCKET, Key="slab")["Body"].read() == b"sealed"
+    assert client.get_object(Bucket=BUCKET, Key="sealed copy")["Body"].read() == bytes(100)
+
+
+def test_i1_a_download_of_a_file_that_is_written_meanwhile_breaks_off(
+    gateway: Gateway, mount: Path
+) -> None:
+    slab = mount / "busy"
+    with slab.open("xb", buffering=0) as file:
+        os.setxattr(file.fileno(), "user.kvfs.mutable", b"1")
+        file.write(b"a" * (64 * MIB))
+        body = gateway.client().get_object(Bucket=BUCKET, Key="busy")["Body"]
+        assert body.read(10) == b"a" * 10
+        os.pwrite(file.fileno(), b"b" * (64 * MIB), 0)
+        with pytest.raises(Exception, match=r"(?i)incomplete|broken|reset|closed"):
+            body.read()
+
+
 def test_an_overwrite_through_s3_is_seen_by_the_next_open(gateway: Gateway, mount: Path) -> None:
     client = gateway.client()
     first, second = os.urandom(MIB), os.urandom(MIB // 2)

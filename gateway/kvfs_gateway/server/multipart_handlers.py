@@ -395,6 +395,8 @@ def _copy_bytes(
         update(memoryview(piece))
         writer.pwrite(piece, done)
         done += len(piece)
+    if not view.is_unchanged():
+        raise S3Error("SlowDown", "The source is being written to: ask again.")
 
 
 # -- lists

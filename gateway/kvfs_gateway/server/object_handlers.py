@@ -176,7 +176,8 @@ async def get_object(call: Call) -> Response:
     except (NotFound, Corrupt):
         raise miss(call) from None
     try:
-        if view.entry.inode != entry.inode:  # replaced between lookup and open
+        # Replaced between lookup and open, or a mutable file that was written to.
+        if (view.entry.inode, view.entry.etag) != (entry.inode, entry.etag):
             response, extent = read_response(call, view.entry)
         if response.status == 304 or extent.length == 0:
             view.close()

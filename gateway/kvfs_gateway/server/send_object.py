@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import trio
 
+from kvfs.errors import Unavailable
 from kvfs.model import Codec
 from kvfs.store.read_view import ReadView
 from kvfs_gateway.server.page_cache import is_cached, load
@@ -48,7 +49,10 @@ async def _send(
     is_raw = view.codec is Codec.RAW
     while offset < end:
         transport.deadline = trio.current_time() + seconds
-        if is_raw and transport.can_sendfile:
+        if view.entry.is_mutable:
+            window = min(end - offset, COPY_WINDOW)
+            await transport.send(await service.read(_read_unchanged, view, offset, window))
+        elif is_raw and transport.can_sendfile:
             window = min(end - offset, SEND_WINDOW)
             if not is_cached(view.fd, offset, window):
                 await service.read(load, view.fd, offset, window)
@@ -58,3 +62,14 @@ async def _send(
             window = min(end - offset, COPY_WINDOW)
             await transport.send(await service.read(view.pread, offset, window))
         offset += window
+
+
+def _read_unchanged(view: ReadView, offset: int, length: int) -> bytes:
+    """Return bytes of a mutable file as its ETag promised them. Raises: Unavailable.
+
+    Copied, because sendfile would send what is written to it in the meantime.
+    """
+    data = view.pread(offset, length)
+    if len(data) < length or not view.is_unchanged():
+        raise Unavailable("the file is being written to: ask again")
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -85,3 +86,26 @@ def test_i1_i2_after_each_kill_every_visible_file_is_whole(transport: str, is_so
             kill_while_busy(mounted, written=10 + 7 * (turn % 5))
             mount_store(mounted.store, mounted.root, transport=transport)
             assert torn_files(mounted.root / "b") == []
+
+
+@pytest.mark.parametrize("transport", transports())
+def test_what_was_written_to_a_slab_is_there_and_charged_after_a_kill(transport: str) -> None:
+    with mounted_store(transport) as mounted:
+        (mounted.root / "b").mkdir()
+        slab = mounted.root / "b" / "slab"
+        descriptor = os.open(slab, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(descriptor, 4 << 30)
+        os.pwrite(descriptor, b"x" * (8 << 20), 1 << 30)
+        pid = mounted.daemon_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists())
+        with contextlib.suppress(OSError):  # ENOTCONN: there is nobody to tell
+            os.close(descriptor)
+        mount_store(mounted.store, mounted.root, transport=transport)
+        assert slab.stat().st_size == 4 << 30
+        with slab.open("r+b", buffering=0) as file:
+            assert os.pread(file.fileno(), 8 << 20, 1 << 30) == b"x" * (8 << 20)
+            os.pwrite(file.fileno(), b"y", 0)
+        assert slab.stat().st_blocks * 512 >= 8 << 20
+        space = os.statvfs(mounted.root)
+        assert (space.f_blocks - space.f_bfree) * space.f_frsize >= 8 << 20
