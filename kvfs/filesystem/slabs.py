@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 AHEAD = 2
 """Reserved ahead of a growing file at each look: so many times what it grew since the last."""
+MAX_AHEAD = 64 << 20
+"""And no more than this: a writer that pauses keeps it from others until its close."""
 SPARSE_BYTES = 4 << 20
 """A hole in less than this is an engine's block written out of order, or its last sector: sealing
 it costs a millisecond. Slabs begin at hundreds of MiB."""
@@ -144,7 +146,7 @@ class Slabs:
         watch = kept.watch if kept is not None else staging.watch if staging is not None else None
         assert watch is not None, "one of the two is there"
         try:
-            await self._state.calls.run(watch, AHEAD * max(0, growth))
+            await self._state.calls.run(watch, min(MAX_AHEAD, AHEAD * max(0, growth)))
         except NoSpace as error:
             writing.failure = writing.failure or errno_of(error)
         except KvfsError as error:  # the close will report it, if it lasts

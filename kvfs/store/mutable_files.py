@@ -32,7 +32,7 @@ from kvfs.index.schema import (
 from kvfs.model import NO_DIGEST, Codec, Durability, Entry, Place, PutOptions
 from kvfs.store import mutable_paths
 from kvfs.store.access_times import AccessTimes, touch
-from kvfs.store.block_files import StagingFile, os_error, sectors
+from kvfs.store.block_files import SECTOR, StagingFile, os_error, sectors
 from kvfs.store.context import StoreContext
 from kvfs.store.mutable_paths import allocated_bytes, look
 from kvfs.store.objects import TrashKey, add_name, check_condition, resolve_target
@@ -95,19 +95,19 @@ class MutableFile:
 
     def make_room(self, offset: int, length: int) -> None:
         """Reserve what writing `length` bytes at `offset` can take at most. Raises: NoSpace."""
-        first = offset // 4096 * 4096
-        self.cover(sectors(offset + length) - first)
+        first = offset // SECTOR * SECTOR
+        self.cover(sectors(offset + length) - first, STEP)
 
-    def cover(self, ahead: int) -> None:
-        """Reserve all that the file has allocated uncharged, and `ahead` more. Raises: NoSpace.
+    def cover(self, ahead: int, step: int = 0) -> None:
+        """Reserve all that the file has allocated uncharged, and `ahead` more; lets a held file go.
 
-        Lets a held file go.
+        step: reserve so much besides, if the store has it, to ask less often. Raises: NoSpace.
         """
         if self._files.is_read_only:
             return
         grown = max(0, allocated_bytes(look(self._fd)) - self._charged)
         if grown + ahead > self._spare:
-            self._reserve(grown + ahead)
+            self._reserve(grown + ahead - self._spare, step)
         self.let_go()
 
     def let_go(self) -> None:
@@ -116,12 +116,12 @@ class MutableFile:
             mutable_paths.hold(self._fd, is_held=False)
             self.is_held = False
 
-    def _reserve(self, wanted: int) -> None:
-        """Have `wanted` bytes reserved: a step more where the store has it."""
-        space, missing = self._files.space, wanted - self._spare
-        step = missing + STEP if space.could_grant(missing + STEP) else missing
-        space.reserve(step)
-        self._spare += step
+    def _reserve(self, missing: int, step: int) -> None:
+        space = self._files.space
+        if step and space.could_grant(missing + step):
+            missing += step
+        space.reserve(missing)
+        self._spare += missing
 
     def watch(self, ahead: int) -> None:
         """Account for what the kernel wrote by itself; at a full store let it write no more."""

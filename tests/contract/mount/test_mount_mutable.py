@@ -322,7 +322,7 @@ def test_i4_a_writer_that_outgrows_the_store_is_stopped_and_publishes_nothing(
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         failed = 0
         written = 0
-        while not failed and written < 64 * GIB:
+        while not failed and written < 4 * GIB:
             try:
                 written += os.pwrite(descriptor, b"x" * MIB, written)
             except OSError as error:
@@ -347,7 +347,7 @@ def test_i4_a_slab_that_outgrows_the_store_is_stopped_and_goes_on_when_there_is_
         descriptor = make_slab(path, 64 * GIB)
         failed = 0
         written = 0
-        while not failed and written < 64 * GIB:
+        while not failed and written < 4 * GIB:
             try:
                 written += os.pwrite(descriptor, b"x" * MIB, written)
             except OSError as error:
