@@ -75,8 +75,6 @@ class Door:
     """Read by all clients."""
     access_key: str
     secret_key: str
-    engine_address: str = ""
-    """`host:port` whose root is the bucket."""
     flipping_address: str = ""
     """The same as `address`, through a wire that turns over one bit of MARKER."""
     scratch: str = ""

@@ -128,27 +128,42 @@ def clear(store: Store, bucket: bytes) -> None:
             store.delete(ObjectPath(bucket, item.key))
 
 
+def settings_of(asked: Asked, door: Door) -> dict[str, str]:
+    """Return the environment of a client: none of the settings that this machine has for others."""
+    foreign = ("KVFS_", "AWS_", "PYTHON", "RCLONE_")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(foreign) and not name.lower().endswith("_proxy")
+    }
+    kept |= {"HOME": door.scratch, "AWS_EC2_METADATA_DISABLED": "true"}
+    if asked.option == BY_VIRTUAL_HOST:
+        buckets = (door.bucket, f"{door.bucket}-new", door.shared_bucket)
+        kept |= resolving(Path(door.scratch), *buckets)
+    return kept
+
+
 def ask(asked: Asked, door: Door) -> Errors:
     """Run one client; return how each of its operations ended."""
     wanted = [operation for operation in OPERATIONS if operation not in asked.cannot]
     request = json.dumps({**asdict(door), "operations": wanted})
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KVFS_", "AWS_", "PYTHON"))}
-    if asked.option == BY_VIRTUAL_HOST:
-        buckets = (door.bucket, f"{door.bucket}-new", door.shared_bucket)
-        kept |= resolving(Path(door.scratch), *buckets)
-    done = subprocess.run(
+    process = subprocess.Popen(
         [str(python_of(asked.environment)), str(HERE / asked.script), request],
-        env=kept,
+        env=settings_of(asked, door),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=WAIT_SECONDS,
-        check=False,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    try:
+        output, log = process.communicate(timeout=WAIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, log = process.communicate(timeout=WAIT_SECONDS)
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
     results = [json.loads(line.removeprefix("RESULT ")) for line in lines]
     errors = {result["operation"]: result["error"] for result in results}
-    silence = f"no result, exit code {done.returncode}: {done.stderr[-3000:]}"
+    silence = f"no result, exit code {process.returncode}: {log[-3000:]}"
     return {operation: errors.get(operation, silence) for operation in wanted}
 
 
@@ -172,7 +187,6 @@ def errors_of(
                 shared_bucket=shared_bucket,
                 access_key=gateway.access_key,
                 secret_key=gateway.secret_key,
-                engine_address=gateway.engine_address,
                 flipping_address=wire,
                 scratch=str(tmp_path_factory.mktemp("client")),
                 option=ASKED[name].option,

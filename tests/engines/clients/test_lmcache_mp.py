@@ -22,7 +22,8 @@ WAIT_SECONDS = 200
 
 
 def run(request: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KVFS_", "AWS_", "LMCACHE_"))}
+    foreign = ("KVFS_", "AWS_", "LMCACHE_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     done = subprocess.run(
         [str(python_of(Environment.ENGINES)), str(CLIENT), json.dumps(request)],
         env={**kept, **settings, "LMCACHE_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"},
