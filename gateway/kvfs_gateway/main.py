@@ -26,10 +26,10 @@ from kvfs.errors import (
     UnsupportedFormat,
 )
 from kvfs.format import read_format
-from kvfs_gateway.server.listener import Address, listen, parse_address
+from kvfs_gateway.server.addresses import Address, listen, parse_address
 from kvfs_gateway.server.supervisor import Listening, Supervisor
 from kvfs_gateway.server.tls_transport import make_context
-from kvfs_gateway.server.worker import WorkerSettings
+from kvfs_gateway.server.worker_settings import WorkerSettings
 
 DEFAULT_WORKERS = 2
 

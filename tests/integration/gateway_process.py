@@ -68,8 +68,13 @@ class Gateway:
 
     def worker_pids(self) -> list[int]:
         """Return the processes that serve."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return sorted(int(pid) for path in tasks for pid in path.read_text().split())
+        return child_pids(self.process.pid)
+
+
+def child_pids(pid: int) -> list[int]:
+    """Return the children of a process, whichever of its threads started them."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for path in tasks for child in path.read_text().split())
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import kvfs.errors
 from kvfs_gateway.s3.errors import S3Error
-from kvfs_gateway.s3.routing import Operation
+from kvfs_gateway.s3.operations import Operation
 from kvfs_gateway.server.dispatch import HANDLERS
 from kvfs_gateway.server.error_map import CODES, to_s3_error
 from kvfs_gateway.server.metrics import SharedMetrics, WorkerMetrics, create_shared

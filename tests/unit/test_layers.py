@@ -7,6 +7,7 @@ design: it belongs in the same change as its reason.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -68,7 +69,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "datetime": ("kvfs_gateway.*", "kvfs_tools.*"),
     "random": (),
     "secrets": (),
-    "importlib": ("kvfs_tools.cli", "kvfs_tools.doctor"),
+    "importlib": ("kvfs_tools.cli", "kvfs_tools.doctor", "kvfs_gateway.s3.service_model"),
     "tomllib": ("kvfs.config", "kvfs.format"),
 }
 
@@ -275,6 +276,27 @@ def test_the_open_store_loads_neither_a_door_nor_an_engine() -> None:
         text=True,
         check=True,
         cwd=ROOT,
+        timeout=60,
+    )
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("kvfs_gateway.main", ["lmdb", "awscrt", "numpy", "kvfs.store", "kvfs_gateway.s3.sigv4"]),
+        ("kvfs_gateway.server.worker", ["botocore", "urllib3", "click", "rich"]),
+    ],
+)
+def test_the_gateway_starts_without_what_it_does_not_use(module: str, unwanted: list[str]) -> None:
+    code = f"import sys, {module}; print([n for n in {unwanted} if n in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         timeout=60,
     )
     assert loaded.stdout.strip() == "[]"

@@ -17,11 +17,10 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from botocore.model import OperationModel
-
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.head import Head
-from kvfs_gateway.s3.service_model import s3_service
+from kvfs_gateway.s3.operations import Operation
+from kvfs_gateway.s3.service_model import OperationModel, s3_service
 from kvfs_gateway.s3.target import Target
 
 MAX_KEY_LENGTH = 1024
@@ -54,45 +53,6 @@ class Scope(enum.Enum):
     SERVICE = 0
     BUCKET = 1
     OBJECT = 2
-
-
-class Operation(enum.Enum):
-    """The operations served; the value is botocore's name."""
-
-    LIST_BUCKETS = "ListBuckets"
-    CREATE_BUCKET = "CreateBucket"
-    HEAD_BUCKET = "HeadBucket"
-    DELETE_BUCKET = "DeleteBucket"
-    GET_BUCKET_LOCATION = "GetBucketLocation"
-    GET_BUCKET_VERSIONING = "GetBucketVersioning"
-    LIST_OBJECTS = "ListObjects"
-    LIST_OBJECTS_V2 = "ListObjectsV2"
-    LIST_OBJECT_VERSIONS = "ListObjectVersions"
-    LIST_MULTIPART_UPLOADS = "ListMultipartUploads"
-    DELETE_OBJECTS = "DeleteObjects"
-    GET_BUCKET_LIFECYCLE = "GetBucketLifecycleConfiguration"
-    PUT_BUCKET_LIFECYCLE = "PutBucketLifecycleConfiguration"
-    DELETE_BUCKET_LIFECYCLE = "DeleteBucketLifecycle"
-    GET_BUCKET_TAGGING = "GetBucketTagging"
-    PUT_BUCKET_TAGGING = "PutBucketTagging"
-    DELETE_BUCKET_TAGGING = "DeleteBucketTagging"
-    GET_BUCKET_ACL = "GetBucketAcl"
-    PUT_OBJECT = "PutObject"
-    GET_OBJECT = "GetObject"
-    HEAD_OBJECT = "HeadObject"
-    DELETE_OBJECT = "DeleteObject"
-    COPY_OBJECT = "CopyObject"
-    GET_OBJECT_ATTRIBUTES = "GetObjectAttributes"
-    GET_OBJECT_TAGGING = "GetObjectTagging"
-    PUT_OBJECT_TAGGING = "PutObjectTagging"
-    DELETE_OBJECT_TAGGING = "DeleteObjectTagging"
-    GET_OBJECT_ACL = "GetObjectAcl"
-    CREATE_MULTIPART_UPLOAD = "CreateMultipartUpload"
-    UPLOAD_PART = "UploadPart"
-    UPLOAD_PART_COPY = "UploadPartCopy"
-    COMPLETE_MULTIPART_UPLOAD = "CompleteMultipartUpload"
-    ABORT_MULTIPART_UPLOAD = "AbortMultipartUpload"
-    LIST_PARTS = "ListParts"
 
 
 _SERVED = {operation.value: operation for operation in Operation}
@@ -285,7 +245,7 @@ def route_table() -> dict[tuple[str, Scope], tuple[_Rule, ...]]:
     table: dict[tuple[str, Scope], list[_Rule]] = {}
     for name in s3_service().operation_names:
         model = s3_service().operation_model(name)
-        path, _, query = model.http["requestUri"].partition("?")
+        path, _, query = model.request_uri.partition("?")
         if path == "/WriteGetObjectResponse" or name in _SUPERSEDED:
             continue
         scope = Scope.OBJECT if "{Key+}" in path else Scope.BUCKET if "{Bucket}" in path else None
@@ -296,7 +256,7 @@ def route_table() -> dict[tuple[str, Scope], tuple[_Rule, ...]]:
         needs += _EXTRA_NEEDS.get(name, ())
         allows = {item.partition("=")[0] for item in literals} | set(located.values())
         rule = _Rule(name, tuple(literals + needs), frozenset(allows))
-        table.setdefault((model.http["method"], scope or Scope.SERVICE), []).append(rule)
+        table.setdefault((model.method, scope or Scope.SERVICE), []).append(rule)
     for key, extra in _BESIDES_THE_MODEL.items():
         table.setdefault(key, []).extend(extra)
     return {

@@ -11,11 +11,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from xml.parsers import expat
 
-from botocore.model import ListShape, Shape, StructureShape
-
 from kvfs_gateway.s3.errors import XML_DECLARATION, S3Error, xml_text
 from kvfs_gateway.s3.http_dates import parse_http_date, render_iso_date
-from kvfs_gateway.s3.service_model import s3_operation
+from kvfs_gateway.s3.service_model import ListShape, Shape, StructureShape, s3_operation
 
 MAX_XML_LENGTH = 1024 * 1024
 _MAX_DEPTH = 16

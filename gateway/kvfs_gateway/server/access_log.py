@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from kvfs.clock import Clock
 from kvfs_gateway.s3.head import Head
-from kvfs_gateway.s3.routing import Operation
+from kvfs_gateway.s3.operations import Operation
 
 MAX_WAITING_LINES = 10_000
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from kvfs_gateway.s3.head import Head
-from kvfs_gateway.s3.routing import Addressing, Operation
+from kvfs_gateway.s3.operations import Operation
+from kvfs_gateway.s3.routing import Addressing
 from kvfs_gateway.server import (
     bucket_handlers,
     copy_handlers,

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 
 from kvfs.model import StoreUsage
-from kvfs_gateway.s3.routing import Operation
+from kvfs_gateway.s3.operations import Operation
 
 _OPERATIONS = (*(operation.value for operation in Operation), "none")
 _OPERATION_INDEX = {operation: index for index, operation in enumerate(Operation)}

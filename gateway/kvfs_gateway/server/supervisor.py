@@ -20,7 +20,7 @@ import trio
 
 from kvfs_gateway.server.admin import serve_admin
 from kvfs_gateway.server.metrics import SharedMetrics, create_shared
-from kvfs_gateway.server.worker import DRAIN_SECONDS, ListenerSettings, WorkerSettings
+from kvfs_gateway.server.worker_settings import DRAIN_SECONDS, ListenerSettings, WorkerSettings
 
 log = logging.getLogger(__name__)
 

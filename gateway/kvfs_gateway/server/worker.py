@@ -9,7 +9,6 @@ PR_SET_PDEATHSIG follows the *thread* that started the child, and trio's threads
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import signal
@@ -17,7 +16,6 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import trio
@@ -34,49 +32,13 @@ from kvfs_gateway.server.metrics import WorkerMetrics
 from kvfs_gateway.server.service import Service
 from kvfs_gateway.server.tls_transport import TlsTransport, load_certificate, make_context
 from kvfs_gateway.server.transport import PlainTransport, Transport
+from kvfs_gateway.server.worker_settings import (
+    DRAIN_SECONDS,
+    ListenerSettings,
+    WorkerSettings,
+)
 
 log = logging.getLogger(__name__)
-
-DRAIN_SECONDS = 25.0
-"""After SIGTERM; systemd kills after 90 s by default, Kubernetes after 30."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerSettings:
-    """One inherited listening socket."""
-
-    fd: int
-    default_bucket: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """All that a worker is told; no secrets."""
-
-    store: str
-    worker: int
-    listeners: tuple[ListenerSettings, ...]
-    metrics_fd: int
-    ready_fd: int
-    virtual_hosts: tuple[str, ...] = ()
-    access_format: str = "none"
-    region: str = "us-east-1"
-    has_md5_etags: bool = False
-    tls_certificate: str = ""
-    """ "" = plain HTTP."""
-    tls_key: str = ""
-
-    def to_json(self) -> str:
-        """Return the form that goes into the worker's argument."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> WorkerSettings:
-        """Return what `to_json` wrote."""
-        fields = json.loads(text)
-        fields["listeners"] = tuple(ListenerSettings(**item) for item in fields["listeners"])
-        fields["virtual_hosts"] = tuple(fields["virtual_hosts"])
-        return cls(**fields)
 
 
 class Worker:
