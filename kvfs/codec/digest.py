@@ -6,6 +6,9 @@ can tell whether another namespace holds some bytes (I6).
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 from collections.abc import Iterable
 
 from blake3 import blake3
@@ -18,6 +21,9 @@ _THREADED_FROM = 16 << 20
 """One thread hashes 1 MiB in 0.15 ms with AVX-512; the pool's threads spin on sched_yield for about
 as long after their work, which on two cores slows the commit that follows. Above this they pay."""
 
+_WINDOW = 8 << 20
+"""Bytes mapped at once; 4 to 32 MiB and the whole file take the same CPU (0.19 s/GB)."""
+
 
 def digest_bytes(salt: bytes, data: bytes | memoryview) -> Digest:
     """Return the digest of `data` (copies nothing)."""
@@ -28,10 +34,20 @@ def digest_bytes(salt: bytes, data: bytes | memoryview) -> Digest:
 def digest_file(salt: bytes, descriptor: int, length: int) -> Digest:
     """Return the digest of a whole open file of `length` bytes, mapped, not copied.
 
-    Cold pages are read on the way. Raises: OSError.
+    Mapped a window at a time: mapped pages count as this process's memory, and 16 uploads of 64 MiB
+    that are hashed at once would be a gigabyte of it. Cold pages are read on the way.
+    Raises: OSError.
     """
     hasher = blake3(key=salt, max_threads=blake3.AUTO if length >= _THREADED_FROM else 1)
-    hasher.update_mmap(f"/proc/self/fd/{descriptor}")
+    size = os.fstat(descriptor).st_size  # what is there counts, not what was expected
+    for offset in range(0, size, _WINDOW):
+        window = min(_WINDOW, size - offset)
+        try:
+            mapped = mmap.mmap(descriptor, window, prot=mmap.PROT_READ, offset=offset)
+        except ValueError as error:
+            raise OSError(errno.EIO, "the file shrank while it was hashed") from error
+        with mapped:
+            hasher.update(mapped)
     return Digest(hasher.digest())
 
 

@@ -29,11 +29,13 @@ T = TypeVar("T")
 
 WRITE_THREADS = 16
 """Staging, deleting, copying: what may wait for the disk or the index's write lock."""
-PUBLISH_THREADS = 3
-"""Publishing maps the whole file to hash it: three of 64 MiB keep a worker under 300 MiB, and each
-uses every core by itself. More only wait for one another."""
+PUBLISH_THREADS = 8
+"""Each maps 8 MiB at a time to hash it, so all of them add 64 MiB to the worker's memory; small
+objects that publish together share one commit."""
 READ_THREADS = 8
-"""Opening and loading cold files. A HEAD needs no thread, so a full pool never delays it."""
+"""Looking up and opening. A HEAD needs no thread, so a full pool never delays it."""
+LOAD_THREADS = 8
+"""Reading cold files: apart from opening, so that what is in memory is served while they wait."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Service:
     writers: BlockingCalls = field(default_factory=lambda: BlockingCalls(WRITE_THREADS))
     publishers: BlockingCalls = field(default_factory=lambda: BlockingCalls(PUBLISH_THREADS))
     readers: BlockingCalls = field(default_factory=lambda: BlockingCalls(READ_THREADS))
+    loaders: BlockingCalls = field(default_factory=lambda: BlockingCalls(LOAD_THREADS))
     senders: int = 0
     """Objects being sent now."""
     verifier: SignatureVerifier = field(init=False)
@@ -81,8 +84,12 @@ class Service:
         return await self.publishers.run(call, *args, **kwargs)
 
     async def read(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a store call that may wait for the disk to read."""
+        """Run a store call that looks up or opens."""
         return await self.readers.run(call, *args, **kwargs)
+
+    async def load(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a call that waits for the disk to read an object's bytes."""
+        return await self.loaders.run(call, *args, **kwargs)
 
     def authorize(self, head: Head, addressing: Addressing) -> tuple[Target, Route, Authentication]:
         """Return what is asked and by whom. Raises: S3Error."""

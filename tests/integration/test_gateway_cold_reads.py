@@ -1,0 +1,108 @@
+"""Cold objects on a disk that does not answer: what is in memory is served meanwhile."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from kvfs.clock import SystemClock, SystemRandomness
+from kvfs.config import Credential
+from kvfs.model import ObjectPath
+from kvfs.open_store import init_store, open_store
+from kvfs.store.store import Store
+from kvfs_gateway.s3.routing import Addressing
+from kvfs_gateway.server.access_log import AccessFormat, AccessLog
+from kvfs_gateway.server.connection import Connection, ConnectionSettings, RequestIds
+from kvfs_gateway.server.metrics import WorkerMetrics, create_shared
+from kvfs_gateway.server.page_cache import is_cached
+from kvfs_gateway.server.service import LOAD_THREADS, Service
+from kvfs_gateway.server.transport import PlainTransport
+from tests.integration.gateway_process import ACCESS_KEY, ENGINE_BUCKET, SECRET_KEY
+from tests.integration.gateway_raw import parse_replies, signed
+
+SECONDS = 20
+LENGTH = 1 << 20
+COLD_READERS = 16
+HOST = "127.0.0.1:9000"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    init_store(tmp_path / "store", capacity_bytes=1 << 30)
+    with open_store(tmp_path / "store") as opened:
+        opened.create_namespace(ENGINE_BUCKET.encode())
+        for name in (b"cold", b"hot"):
+            opened.put(ObjectPath(ENGINE_BUCKET.encode(), name), name[:1] * LENGTH)
+        yield opened
+
+
+def make_cold(store: Store, key: bytes) -> None:
+    with store.open_read(ObjectPath(ENGINE_BUCKET.encode(), key)) as view:
+        os.fsync(view.fd)
+        os.posix_fadvise(view.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if is_cached(view.fd, 0, LENGTH):
+            pytest.skip("this filesystem keeps its pages in memory whatever one asks")
+
+
+class Server:
+    """Connections of one worker, without its listener."""
+
+    def __init__(self, store: Store, nursery: trio.Nursery) -> None:
+        clock = SystemClock()
+        credential = Credential(ACCESS_KEY, SECRET_KEY)
+        self.service = Service(store, clock, SystemRandomness(), credential)
+        self._nursery = nursery
+        self._settings = ConnectionSettings(
+            self.service,
+            Addressing(),
+            WorkerMetrics(create_shared(1), 0),
+            AccessLog(AccessFormat.NONE, clock, lambda _: None),
+            RequestIds(1),
+        )
+
+    async def ask(self, method: str, key: str) -> tuple[int, bytes]:
+        """Send one request on a connection of its own; return status and body."""
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        transport = PlainTransport(theirs, "peer")
+        self._nursery.start_soon(Connection(transport, self._settings).serve)
+        with trio.socket.from_stdlib_socket(ours) as sock:
+            request = signed(HOST, method, f"/{ENGINE_BUCKET}/{key}", {"Connection": "close"})
+            await sock.send(request.raw())
+            received = b""
+            while data := await sock.recv(1 << 20):
+                received += data
+        (reply,) = parse_replies(received, is_head=method == "HEAD")
+        return reply.status, reply.body
+
+
+async def test_heads_misses_and_hot_reads_are_answered_while_cold_reads_hang(store: Store) -> None:
+    make_cold(store, b"cold")
+    disk_answers = threading.Event()
+    answers: list[tuple[int, bytes]] = []
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            server = Server(store, nursery)
+
+            async def read_cold() -> None:
+                answers.append(await server.ask("GET", "cold"))
+
+            for _ in range(LOAD_THREADS):  # a disk that hangs holds every thread that reads from it
+                nursery.start_soon(server.service.load, disk_answers.wait, SECONDS)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(COLD_READERS):
+                nursery.start_soon(read_cold)
+            assert (await server.ask("HEAD", "cold"))[0] == 200
+            assert (await server.ask("HEAD", "missing"))[0] == 404
+            assert (await server.ask("GET", "missing"))[0] == 404
+            assert await server.ask("GET", "hot") == (200, b"h" * LENGTH)
+            assert not answers
+            disk_answers.set()
+    assert answers == [(200, b"c" * LENGTH)] * COLD_READERS
