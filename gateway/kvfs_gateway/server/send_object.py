@@ -21,7 +21,7 @@ SHARED_STEP = 512 * 1024
 """With many senders each turn is short (0.13 ms), so that 16 of them delay a HEAD by 2 ms, not 30;
 with few a turn takes what the socket holds, which saves a sixth of the CPU."""
 COPY_WINDOW = 1024 * 1024
-"""Bytes in memory at once for a connection that cannot use sendfile."""
+"""Bytes decoded at once of an object that is not stored raw."""
 
 
 async def send_object(
@@ -51,8 +51,8 @@ async def _send(
         transport.deadline = trio.current_time() + seconds
         if view.entry.is_mutable:
             window = min(end - offset, COPY_WINDOW)
-            await transport.send(await service.read(_read_unchanged, view, offset, window))
-        elif is_raw and transport.can_sendfile:
+            await transport.send(await service.load(_read_unchanged, view, offset, window))
+        elif is_raw:
             window = min(end - offset, SEND_WINDOW)
             if not is_cached(view.fd, offset, window):
                 await service.load(load, view.fd, offset, window)

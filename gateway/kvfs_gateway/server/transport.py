@@ -32,7 +32,6 @@ class Transport(Protocol):
 
     deadline: float
     """trio's time at which the reaper cuts the connection off."""
-    can_sendfile: bool
     peer: str
 
     async def receive(self, limit: int) -> bytes:
@@ -65,8 +64,6 @@ class Transport(Protocol):
 
 class PlainTransport:
     """A TCP connection without TLS."""
-
-    can_sendfile = True
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         """Take over a connected, non-blocking socket."""
