@@ -9,7 +9,7 @@ from botocore.loaders import Loader
 from kvfs_gateway.s3.service_model import ListShape, Shape, StructureShape, s3_service
 
 THEIRS = botocore.model.ServiceModel(Loader().load_service_model("s3", "service-2"), "s3")
-WORDS = ("name", "location", "flattened", "payload")
+WORDS = ("name", "location", "flattened", "payload", "xmlAttribute", "xmlNamespace")
 RETYPED = {"Expires"}
 """Shapes that botocore's extras file gives another type: headers, never part of a document."""
 

@@ -15,8 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-_TRAITS = {"locationName": "name", "location": "location", "flattened": "flattened",
-           "payload": "payload"}  # fmt: skip
+_TRAITS = {
+    "locationName": "name",
+    "location": "location",
+    "flattened": "flattened",
+    "payload": "payload",
+    "xmlAttribute": "xmlAttribute",
+    "xmlNamespace": "xmlNamespace",
+}
 """Which of the file's words say how a member is written, and what `serialization` calls them."""
 
 

@@ -21,7 +21,7 @@ SHARED_STEP = 512 * 1024
 """With many senders each turn is short (0.13 ms), so that 16 of them delay a HEAD by 2 ms, not 30;
 with few a turn takes what the socket holds, which saves a sixth of the CPU."""
 COPY_WINDOW = 1024 * 1024
-"""Bytes decoded at once of an object that is not stored raw."""
+"""Bytes in memory at once of an object that sendfile cannot send: mutable, or not stored raw."""
 
 
 async def send_object(
