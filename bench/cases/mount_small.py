@@ -16,7 +16,6 @@ from pathlib import Path
 from bench.mounting import TRANSPORTS, Action, Mounted, in_turns, mounted
 from bench.report import Context, Measurement
 
-
 BATCH = 25
 """Operations a turn: alternating single ones would measure how processes wake up."""
 
