@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from kvfs.store.store import Store
 
 SMALL = 1000
 WARMUP = 2
+BATCH = 10
 NAMES_A_COMMIT = 5000
 STRIDE = 7919
 """A prime: successive look-ups are far apart, and none repeats before all were visited."""
@@ -39,15 +40,18 @@ def bench_mount_directory__a_million_against_a_thousand(context: Context) -> Ite
         big, little = made.root / "large", made.root / "small"
         turns = [Visitor(big, large), Visitor(little, SMALL)]
         for what in (Visitor.find, Visitor.miss, Visitor.create):
-            # Every name once: found again within a second, it would come from the kernel's cache.
-            count = SMALL // Visitor.batch(what) - WARMUP
+            # Names once each, neighbours of names seen before: a name found again within a second
+            # would come from the kernel's cache, and an index page's first use is no steady state.
             actions = [partial(what, each) for each in turns]
-            ours, floor = in_turns(context, actions, min(count, 400), warmup=WARMUP)
+            for each in turns:
+                each.go_over(what, parity=0)
+            count = SMALL // 2 // BATCH - WARMUP
+            ours, floor = in_turns(context, actions, count, warmup=WARMUP)
             yield Measurement(
                 "us",
-                [taken / Visitor.batch(what) * 1e6 for taken in ours],
+                [taken / BATCH * 1e6 for taken in ours],
                 params | {"operation": what.__name__},
-                floor=[taken / Visitor.batch(what) * 1e6 for taken in floor],
+                floor=[taken / BATCH * 1e6 for taken in floor],
                 floor_name=f"the same among {SMALL} files",
             )
         before = resident_bytes(made.daemon)
@@ -60,30 +64,35 @@ def bench_mount_directory__a_million_against_a_thousand(context: Context) -> Ite
 
 
 class Visitor:
-    """Looks up and creates names in one directory, never the same twice in a row."""
+    """Looks up and creates names in one directory, BATCH at a time, all over it."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        self._folder, self._count, self._at, self._made = os.fspath(folder), count, 0, 0
+        self._folder, self._half = os.fspath(folder), count // 2
+        self._step = self._parity = 0
 
-    @staticmethod
-    def batch(what: object) -> int:
-        return 1 if what is Visitor.create else 20
+    def go_over(self, what: Callable[[Visitor], None], *, parity: int) -> None:
+        """Visit SMALL / 2 places by even numbers; what comes next visits their odd neighbours."""
+        self._step, self._parity = 0, parity
+        for _ in range(SMALL // 2 // BATCH):
+            what(self)
+        self._step, self._parity = 0, 1 - parity
+
+    def _next(self) -> str:
+        self._step += 1
+        return f"{self._folder}/{self._step * STRIDE % self._half * 2 + self._parity:08}"
 
     def find(self) -> None:
-        for _ in range(20):
-            self._at = (self._at + STRIDE) % self._count
-            os.stat(f"{self._folder}/{self._at:08}")
+        for _ in range(BATCH):
+            os.stat(self._next())
 
     def miss(self) -> None:
-        for _ in range(20):
-            self._at = (self._at + STRIDE) % self._count
+        for _ in range(BATCH):
             with contextlib.suppress(FileNotFoundError):
-                os.stat(f"{self._folder}/{self._at:08}x")
+                os.stat(self._next() + "x")
 
     def create(self) -> None:
-        self._made += 1
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        os.close(os.open(f"{self._folder}/{self._made:08}n", flags))
+        for _ in range(BATCH):
+            os.close(os.open(self._next() + "n", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
 
 
 def list_some(folder: Path, count: int) -> None:
