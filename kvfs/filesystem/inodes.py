@@ -21,7 +21,7 @@ from kvfs.model import ROOT_INODE
 
 if TYPE_CHECKING:
     from kvfs.filesystem.handles import SharedView, WritingFile
-    from kvfs.model import ChildName, Entry
+    from kvfs.model import ChildName
 
 PRIVATE = 1 << 63
 """Set in private nodeids; the store counts its inodes up from 1 and never comes near."""
@@ -44,9 +44,6 @@ class Node:
     """An alias: opening it for writing starts a private file that will replace this name."""
     shown: Attributes | None = None
     """What an alias of an unpublished file looks like until it is opened."""
-    image: tuple[Entry, int, bytes] | None = None
-    """What its attributes were last made from (the entry, what its block takes on the disk), and
-    they themselves as the kernel session packs them."""
     last: Attributes | None = None
     """As last told to the kernel: what a removed file goes on looking like, without its links."""
     is_private: bool = field(init=False)

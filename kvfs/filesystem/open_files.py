@@ -126,25 +126,6 @@ class OpenFiles:
             raise os_error(errno.ESTALE)
         return await self._open_in_place(node, flags, caller)
 
-    def open_at_once(self, nodeid: int) -> OpenReply | None:
-        """Open a sealed raw file for reading; None = only `open` can, which may wait.
-
-        Raises: KvfsError, OSError.
-        """
-        node = self._state.inodes.find(nodeid)
-        if node is None or node.writing is not None or not node.inode:
-            return None
-        reading = node.reading
-        if reading is None or not reading.openers or reading.view.entry.inode != node.inode:
-            view = self._state.store.open_trusted(node.inode)
-            if view is None:
-                return None
-            if view.codec is not Codec.RAW or view.entry.is_mutable:
-                view.close()
-                return None
-            reading = node.reading = SharedView(view)
-        return self._opened(node, is_writer=False, reading=reading)
-
     async def _open_in_view(self, nodeid: int, flags: int) -> OpenReply:
         if wants_write(flags):
             raise os_error(errno.EROFS)
@@ -555,25 +536,6 @@ class OpenFiles:
         finally:
             node.openers -= 1
             self._state.inodes.release(node)
-
-    def release_at_once(self, number: int) -> bool:
-        """Close a handle that only reads; False, nothing done, where only `release` can."""
-        handle = self._state.handles.find(number)
-        reading = None if handle is None else handle.reading
-        if handle is None or reading is None or handle.writing or is_view(handle.nodeid):
-            return False
-        is_last = reading.openers == 1
-        if is_last and (reading.memory >= 0 or not os.fstat(reading.view.fd).st_nlink):
-            return False
-        node = self._state.inodes.get(handle.nodeid)
-        self._state.handles.remove(number)
-        if is_last:
-            if node.reading is reading:
-                node.reading = None
-            reading.close()
-        node.openers -= 1
-        self._state.inodes.release(node)
-        return True
 
     async def _close_reading(self, reading: SharedView) -> None:
         if reading.memory >= 0:

@@ -28,14 +28,23 @@ class ReadView:
     Close it, or use it as a context manager.
     """
 
-    __slots__ = ("_condemn", "_fd", "_table", "codec", "entry")
+    __slots__ = ("_condemn", "_fd", "_table", "codec", "entry", "generation")
 
     def __init__(
-        self, entry: Entry, fd: int, codec: Codec, condemn: Callable[[], None] | None = None
+        self,
+        entry: Entry,
+        fd: int,
+        codec: Codec,
+        condemn: Callable[[], None] | None = None,
+        generation: int = 0,
     ) -> None:
-        """Take over `fd`. Raises: Corrupt (a compressed block's table is damaged; condemned)."""
+        """Take over `fd`. generation: which file of its block it is.
+
+        Raises: Corrupt (a compressed block's table is damaged; condemned).
+        """
         self.entry = entry
         self.codec = codec
+        self.generation = generation
         self._fd = fd
         self._condemn = condemn
         self._table: FrameTable | None = None

@@ -165,6 +165,21 @@ class Reader:
         is_suspect = bool(found[2])
         return None if is_suspect else self._open(*found)
 
+    def is_current(self, view: ReadView) -> bool:
+        """Whether opening the view's inode anew would give this view; see Store.is_current."""
+        entry = view.entry
+        with self._index.read() as txn:
+            found = self._load(txn, entry.inode)
+        if found is None:
+            return False
+        now, block, salt = found
+        if salt or block is None or block.is_bad or now.is_mutable:
+            return False
+        if now.digest != entry.digest or block.generation != view.generation:
+            return False
+        self._access.note(entry.inode, self._context.now_s())
+        return True
+
     def open_block(self, digest: Digest) -> ReadView:
         """Open a block by its digest; see Store.open_block."""
         with self._index.read() as txn:
@@ -259,7 +274,7 @@ class Reader:
                 os.close(descriptor)
                 return None
             condemn = partial(self._trust.condemn, entry.digest, block)
-            view = ReadView(entry, descriptor, block.codec, condemn)
+            view = ReadView(entry, descriptor, block.codec, condemn, block.generation)
         except OSError as error:
             os.close(descriptor)
             raise os_error(error, "cannot look at a block file") from error

@@ -327,6 +327,14 @@ class Store:
         """
         return self._reader.open_trusted(inode)
 
+    def is_current(self, view: ReadView) -> bool:
+        """Return whether opening the view's inode would give this view again; counts as an open.
+
+        False also where the block would have to be hashed, for an object without bytes, and for a
+        mutable file: open it anew. Raises: IsADirectory.
+        """
+        return self._reader.is_current(view)
+
     def recheck(self, namespace_id: NamespaceId, digest: Digest) -> bool:
         """Hash a block file anew; return whether it is good. A bad one is quarantined (I1).
 

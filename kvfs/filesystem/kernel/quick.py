@@ -21,8 +21,9 @@ from kvfs.filesystem.kernel import wire
 from kvfs.filesystem.kernel.passthrough import BackingFiles
 from kvfs.filesystem.kernel.wire import Opcode, OpenFlag
 from kvfs.filesystem.mount_state import MountState, attributes_of
-from kvfs.filesystem.open_files import OpenFiles, wants_write
+from kvfs.filesystem.open_files import wants_write
 from kvfs.filesystem.records import ROOT_NODEID, TIMEOUT_S, OpenReply
+from kvfs.filesystem.sealed_opens import SealedOpens
 from kvfs.model import MAX_MOUNT_NAME_LENGTH, Entry
 
 Answer = Callable[[int, int, int, memoryview], bytes | None]
@@ -31,6 +32,8 @@ Answer = Callable[[int, int, int, memoryview], bytes | None]
 # As plain numbers: an operation on an IntFlag takes 1 us.
 NOFLUSH, PASSTHROUGH = int(OpenFlag.NOFLUSH), int(OpenFlag.PASSTHROUGH)
 DIRECT_IO, KEEP_CACHE = int(OpenFlag.DIRECT_IO), int(OpenFlag.KEEP_CACHE)
+MAX_IMAGES = 4096
+"""Packed attributes kept (I8): no more than the index keeps entries."""
 ENTRY_TIMEOUTS = wire.encode_entry_timeouts(TIMEOUT_S, TIMEOUT_S)
 ATTRIBUTES_TIMEOUT = wire.encode_attributes_timeout(TIMEOUT_S)
 
@@ -51,13 +54,15 @@ def encode_opened(reply: OpenReply, backing_id: int) -> bytes:
 class QuickAnswers:
     """Shorter ways for one mount; lives on its loop."""
 
-    def __init__(self, state: MountState, files: OpenFiles, backing: BackingFiles) -> None:
+    def __init__(self, state: MountState, sealed: SealedOpens, backing: BackingFiles) -> None:
         self._state = state
-        self._files = files
+        self._sealed = sealed
         self._backing = backing
         self._find_child = state.store.find_child
         self._stat_inode = state.store.stat_inode
         self._stored_bytes = state.store.stored_bytes
+        self._images: dict[int, tuple[Entry, int, bytes]] = {}
+        """By nodeid: the entry, what its block takes on the disk, and the attributes of both."""
         self._ways: dict[int, Answer] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: self._getattr,
@@ -118,28 +123,39 @@ class QuickAnswers:
         ):
             return None
         stored = self._stored_bytes(entry.digest) if entry.digest else 0
-        if node.image is not None and node.image[0] is entry and node.image[1] == stored:
-            return node.image[2]
+        known = self._images.get(node.nodeid)
+        if known is not None and known[0] is entry and known[1] == stored:
+            return known[2]
         node.last = attributes_of(entry, node.ino, stored)
         packed = wire.encode_attributes(node.last)
-        node.image = entry, stored, packed
+        if len(self._images) >= MAX_IMAGES:
+            self._images.clear()
+        self._images[node.nodeid] = entry, stored, packed
         return packed
 
     def _open(self, unique: int, nodeid: int, _thread: int, body: memoryview) -> bytes | None:
         if wants_write(wire.SIZES.unpack_from(body)[0]):
             return None
-        opened = self._files.open_at_once(nodeid)
+        opened = self._sealed.open(nodeid)
         if opened is None:
             return None
-        try:
-            backing_id = self._backing.acquire(nodeid, opened.descriptor, is_writer=False)
-        except OSError:
-            self._files.release_at_once(opened.handle)
-            raise
-        return wire.encode_reply(unique, encode_opened(opened, backing_id))
+        handle, kept_id = opened
+        reading = handle.reading
+        assert reading is not None, "it was opened for reading"
+        backing_id = self._backing.acquire(
+            nodeid, reading.descriptor, is_writer=False, owner=reading, kept_id=kept_id
+        )
+        flags = PASSTHROUGH | NOFLUSH if backing_id else KEEP_CACHE | NOFLUSH
+        return wire.encode_reply(unique, wire.encode_open(handle.number, flags, backing_id))
 
     def _release(self, unique: int, nodeid: int, _thread: int, body: memoryview) -> bytes | None:
-        if not self._files.release_at_once(int.from_bytes(body[:8], "little")):
+        number = int.from_bytes(body[:8], "little")
+        reading = self._sealed.closing(number)
+        if reading is None:
             return None
-        self._backing.release(nodeid)
+        backing_id = self._backing.release(nodeid, reading if reading.openers == 1 else None)
+        surplus = self._sealed.release(number, backing_id)
+        if surplus is not None:
+            self._backing.close(surplus.backing_id)
+            surplus.reading.close()
         return wire.encode_reply(unique)

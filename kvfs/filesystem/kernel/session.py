@@ -36,6 +36,7 @@ from kvfs.filesystem.records import (
     EntryReply,
     OpenReply,
 )
+from kvfs.filesystem.sealed_opens import IDLE_SECONDS, SealedOpens
 from kvfs.model import MAX_MOUNT_NAME_LENGTH
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ class KernelSession:
         self._slots = trio.Semaphore(MAX_IN_FLIGHT)
         self._spare: list[bytearray] = []
         self._backing = BackingFiles()
-        self._quick = QuickAnswers(operations.state, operations.files, self._backing)
+        self._sealed = SealedOpens(operations.state)
+        self._quick = QuickAnswers(operations.state, self._sealed, self._backing)
         self._handlers = self._make_handlers()
 
     @property
@@ -138,9 +140,20 @@ class KernelSession:
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted or `stop` is called."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_idle)
             with self._scope:
                 await self._read_requests(nursery)
             nursery.cancel_scope.cancel()
+        for idle in self._sealed.idle.expire(everything=True):
+            idle.reading.close()
+
+    async def _close_idle(self) -> None:
+        """Close sealed files that nobody opened again."""
+        while True:
+            await trio.sleep(IDLE_SECONDS)
+            for idle in self._sealed.idle.expire():
+                self._backing.close(idle.backing_id)
+                await self._sealed.close(idle)
 
     def stop(self) -> None:
         """Let `serve` return now."""

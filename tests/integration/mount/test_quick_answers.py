@@ -21,6 +21,7 @@ from kvfs.filesystem.kernel.wire import Opcode
 from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.processes import ProcProcesses
 from kvfs.filesystem.records import ROOT_NODEID, TIMEOUT_S, Caller, EntryReply
+from kvfs.filesystem.sealed_opens import MAX_IDLE, SealedOpens
 from kvfs.model import ChildName
 from kvfs.open_store import init_store, open_store
 
@@ -34,6 +35,7 @@ class Mounting:
 
     operations: Operations
     quick: QuickAnswers
+    sealed: SealedOpens
     folder: int
 
     def ask(self, opcode: Opcode, nodeid: int, body: bytes, extensions: int = 0) -> bytes | None:
@@ -55,8 +57,12 @@ def mounting(tmp_path: Path) -> Iterator[Mounting]:
         store.mkdir(ChildName(folder, b"sub"))
         store.symlink(ChildName(folder, b"link"), b"block")
         operations = Operations(store, SystemClock(), ProcProcesses(), BlockingCalls())
-        quick = QuickAnswers(operations.state, operations.files, BackingFiles())
-        yield Mounting(operations, quick, operations.state.inodes.for_inode(folder).nodeid)
+        sealed = SealedOpens(operations.state)
+        quick = QuickAnswers(operations.state, sealed, BackingFiles())
+        nodeid = operations.state.inodes.for_inode(folder).nodeid
+        yield Mounting(operations, quick, sealed, nodeid)
+        for idle in sealed.idle.expire(everything=True):
+            idle.reading.close()
 
 
 def encoded(reply: EntryReply) -> bytes:
@@ -104,6 +110,79 @@ def test_an_open_for_reading_shares_one_view_until_the_last_release(mounting: Mo
         closed = mounting.ask(Opcode.RELEASE, found.nodeid, handle + bytes(16))
         assert closed == wire.encode_reply(UNIQUE)
     assert (node.openers, node.reading, len(mounting.operations.state.handles)) == (0, None, 0)
+
+
+def open_and_close(mounting: Mounting, nodeid: int) -> int:
+    """Return the descriptor that the open led to."""
+    reply = mounting.ask(Opcode.OPEN, nodeid, bytes(8))
+    assert reply is not None
+    handle = reply[wire.OUT_HEADER.size :][:8]
+    reading = mounting.operations.state.handles.get(int.from_bytes(handle, "little")).reading
+    assert reading is not None
+    descriptor = reading.view.fd
+    assert mounting.ask(Opcode.RELEASE, nodeid, handle + bytes(16)) is not None
+    return descriptor
+
+
+def test_a_file_just_read_is_opened_again_without_opening_it(mounting: Mounting) -> None:
+    block = trio.run(mounting.operations.lookup, mounting.folder, b"block", ME).nodeid
+    idle = mounting.sealed.idle
+    first = open_and_close(mounting, block)
+    assert (open_and_close(mounting, block), len(idle)) == (first, 1)
+    assert idle.expire() == [], "a whole turn is waited for the next reader"
+    assert open_and_close(mounting, block) == first
+    assert idle.expire() == []
+    [ended] = idle.expire()
+    trio.run(mounting.sealed.close, ended)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(first)
+
+
+def test_i1_an_idle_file_is_not_served_once_the_store_says_otherwise(mounting: Mounting) -> None:
+    files, store = mounting.operations.files, mounting.operations.state.store
+    value = b"compressible" * 100_000
+    entry = store.put(ChildName(mounting.folder, b"block"), value)
+    block = trio.run(mounting.operations.lookup, mounting.folder, b"block", ME).nodeid
+    open_and_close(mounting, block)
+    store.compress(entry.digest)
+    assert mounting.ask(Opcode.OPEN, block, bytes(8)) is None, "another file holds it now"
+    opened = trio.run(files.open, block, os.O_RDONLY, ME)
+    assert trio.run(mounting.operations.contents.read, opened.handle, 0, 24) == value[:24]
+    trio.run(files.release, opened.handle)
+    [left] = mounting.sealed.idle.expire()
+    trio.run(mounting.sealed.close, left)
+
+
+def test_a_removed_file_is_closed_at_its_last_release(mounting: Mounting) -> None:
+    store = mounting.operations.state.store
+    block = trio.run(mounting.operations.lookup, mounting.folder, b"block", ME).nodeid
+    reply = mounting.ask(Opcode.OPEN, block, bytes(8))
+    assert reply is not None
+    store.unlink(ChildName(mounting.folder, b"block"))
+    store.empty_trash()
+    handle = reply[wire.OUT_HEADER.size :][:8]
+    assert mounting.ask(Opcode.RELEASE, block, handle + bytes(16)) is None, "it frees its blocks"
+    trio.run(mounting.operations.files.release, int.from_bytes(handle, "little"))
+    assert len(mounting.sealed.idle) == 0
+
+
+def test_no_more_files_than_the_limit_stay_open(mounting: Mounting) -> None:
+    store, idle = mounting.operations.state.store, mounting.sealed.idle
+    for number in range(MAX_IDLE + 5):
+        store.put(ChildName(mounting.folder, b"%d" % number), b"%d" % number)
+        found = trio.run(mounting.operations.lookup, mounting.folder, b"%d" % number, ME)
+        open_and_close(mounting, found.nodeid)
+    assert len(idle) == MAX_IDLE
+
+
+def test_a_backing_id_stays_only_with_the_view_it_was_made_of() -> None:
+    backing, mine, other = BackingFiles(), object(), object()
+    assert backing.acquire(7, None, is_writer=False, owner=mine, kept_id=3) == 3
+    assert backing.acquire(7, None, is_writer=False, owner=other, kept_id=4) == 3, "one an inode"
+    assert backing.release(7, mine) == 0, "the other still has it open"
+    assert backing.release(7, other) == 0, "not its own"
+    assert backing.acquire(7, None, is_writer=False, owner=mine, kept_id=5) == 5
+    assert backing.release(7, mine) == 5
 
 
 def test_what_is_unusual_is_left_to_the_long_way(mounting: Mounting) -> None:
