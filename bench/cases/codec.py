@@ -1,19 +1,21 @@
 """The codec for cold blocks: ratio and speed a core, beside general compressors on the same bytes.
 
-The data are keys and values as a model leaves them (normal values, a scale and an offset of their
-own in each channel), rounded to the dtype. CPU seconds, so a busy neighbour does not matter.
+The data are keys and values of a small model (bench/model_kv.py) where its package is there, and
+otherwise imitated (normal values, a scale and an offset of their own in each channel); each line
+says which. They are rounded to the dtype. CPU seconds, so a busy neighbour does not matter.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import zstandard
 
+from bench.model_kv import SOURCE, Array, model_folder, model_values
 from bench.report import Context, Measurement, throughput_gb_s
 from kvfs.codec.frame import (
     FrameTable,
@@ -28,16 +30,12 @@ from kvfs.model import Extent
 
 SIZE = 18 << 20
 COUNT = 12
+DATA = SOURCE if model_folder() else "imitated"
 
 
 def keys_and_values(dtype: str, length: int) -> bytes:
-    """Return `length` bytes of plausible KV in `bf16`, `fp16` or `fp8` (E4M3)."""
-    generator = np.random.default_rng(7)
-    channels, width = 1024, 1 if dtype == "fp8" else 2
-    rows = length // (channels * width)
-    scale = np.exp(generator.normal(0, 0.5, channels)).astype(np.float32)
-    offset = generator.normal(0, 0.5, channels).astype(np.float32)
-    values = generator.standard_normal((rows, channels), dtype=np.float32) * scale + offset
+    """Return `length` bytes of KV in `bf16`, `fp16` or `fp8` (E4M3)."""
+    values = _values(length // (1 if dtype == "fp8" else 2))
     if dtype == "fp16":
         return values.astype(np.float16).tobytes()
     bits = values.view(np.uint32)
@@ -45,6 +43,22 @@ def keys_and_values(dtype: str, length: int) -> bytes:
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()
     exponent = np.clip((bits >> 23 & 255).astype(np.int32) - 120, 0, 15).astype(np.uint32)
     return (bits >> 31 << 7 | exponent << 3 | bits >> 20 & 7).astype(np.uint8).tobytes()
+
+
+@cache
+def _values(count: int) -> Array:
+    found = model_values(count)
+    return _imitated_values(count) if found is None else found
+
+
+def _imitated_values(count: int) -> Array:
+    generator = np.random.default_rng(7)
+    channels = 1024
+    scale = np.exp(generator.normal(0, 0.5, channels)).astype(np.float32)
+    offset = generator.normal(0, 0.5, channels).astype(np.float32)
+    normal = generator.standard_normal((count // channels, channels), dtype=np.float32)
+    values: Array = (normal * scale + offset).reshape(-1)
+    return values
 
 
 def bench_encode__18MiB_block(context: Context) -> Iterator[Measurement]:
@@ -57,7 +71,7 @@ def bench_encode__18MiB_block(context: Context) -> Iterator[Measurement]:
         yield Measurement(
             unit="GB/s",
             samples=_speed(context, size, partial(_encode, data), count),
-            params={"dtype": dtype, "ratio": round(size / len(stored), 3)},
+            params={"data": DATA, "dtype": dtype, "ratio": round(size / len(stored), 3)},
             floor=_speed(context, size, partial(plain.compress, data), count),
             floor_name=f"zstd-1, ratio {size / len(plain.compress(data)):.3f}",
         )
@@ -78,7 +92,7 @@ def bench_decode__18MiB_block(context: Context) -> Iterator[Measurement]:
         yield Measurement(
             unit="GB/s",
             samples=_speed(context, size, decode, count),
-            params={"dtype": dtype, "ratio": round(size / len(stored), 3)},
+            params={"data": DATA, "dtype": dtype, "ratio": round(size / len(stored), 3)},
             floor=_speed(context, size, partial(unpack.decompress, plain), count),
             floor_name="zstd-1",
         )
@@ -112,6 +126,7 @@ def bench_peers__blosc2_and_zipnn(context: Context) -> Iterator[Measurement]:
             unit="GB/s",
             samples=_speed(context, len(data), partial(pack, data), 3),
             params={
+                "data": DATA,
                 "peer": name,
                 "ratio": round(len(data) / len(stored), 3),
                 "decode_gb_s": round(sorted(decode)[1], 3),

@@ -1,7 +1,7 @@
 """Eviction: how many prefix hits the policy keeps, and what a plan over a million names costs.
 
 The policy runs as in production: in batches between watermarks, access times in whole seconds, the
-grace period on. The cache's size is its high watermark and a batch 1 % of it, so that no capacity
+grace period on. The cache's size is its high watermark and a batch 0.5 % of it, so that no capacity
 is given away to LRU, the `floor`, which evicts one block at a time by exact times. Belady, who
 knows the future, stands in the parameters.
 """
@@ -29,7 +29,7 @@ from kvfs.policy.survey import Candidate
 
 SHARES = (1, 5, 10, 20, 40)
 EPOCH_S = 1_700_000_000
-BATCH_RATIO = 0.99
+BATCH_RATIO = 0.995
 KEEP = RuleSet([Rule("keep")])
 
 

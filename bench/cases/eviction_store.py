@@ -1,106 +1,21 @@
-"""Collection through the real store: expiry at scale beside writers, and a trace with real gc."""
+"""Traces through the real store, emptied by the real collection."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from bench.report import Context, Measurement, percentile
+from bench.report import Context, Measurement
 from bench.trace_replay import Lru, Trace, load_trace, replay
-from kvfs.clock import ManualClock, SystemClock
-from kvfs.model import ObjectPath, PutOptions
+from kvfs.clock import ManualClock
+from kvfs.model import ObjectPath
 from kvfs.open_store import init_store, open_store
 from kvfs.policy.expiry import Rule, RuleSet
 from kvfs.policy.settings import LifecycleSettings
-from kvfs.store.store import Store
 from kvfs_tools.gc import collect
 
-ROOT = Path(__file__).resolve().parents[2]
 SECTOR = 4096
 EPOCH_S = 1_700_000_000
-
-
-def bench_gc__expired_rows_beside_four_writers(context: Context) -> Iterator[Measurement]:
-    """`kvfs-gc` removes expired objects while this process publishes with four threads.
-
-    Seconds for 100,000 rows (files are unlinked behind that), time of a transaction, and the
-    writers' put, whose floor is a put without a collection.
-    """
-    count = 2_000 if context.quick else 20_000
-    root = context.directory / "s"
-    init_store(root, capacity_bytes=64 << 30)
-    with open_store(root) as store:
-        store.create_namespace(b"kv")
-        for number in range(count):
-            options = PutOptions(ttl_s=1, is_sliding=False)
-            store.put(ObjectPath(b"kv", b"old-%d" % number), b"%016d" % number, options)
-        alone = _beside(store, "alone", lambda stop: stop.wait(5.0))
-        documents: list[dict[str, Any]] = []
-        beside = _beside(store, "beside", lambda _stop: documents.append(_collect(root)))
-    document = documents[0]
-    removed = document["removed"]["expired"]
-    params = {"rows": removed, "transactions": document["transactions"]}
-    for what in ("rows_removed_in_ns", "taken_ns"):
-        scaled_s = document[what] / 1e9 * 100_000 / max(1, removed)
-        yield Measurement("s", [scaled_s], params | {"for_rows": 100_000, "what": what})
-    for share in ("median", "p99"):
-        held_ms = document[f"lock_held_ns_{share}"] / 1e6
-        yield Measurement("ms", [held_ms], params | {"of_transactions": share})
-    yield Measurement("ms", beside, {"what": "put of 4 KiB"}, alone, "without a collection")
-    yield Measurement(
-        "ms", [percentile(beside, 0.99)], {"what": "p99 of a put of 4 KiB"},
-        [percentile(alone, 0.99)], "without a collection",
-    )  # fmt: skip
-
-
-def _collect(root: Path) -> dict[str, Any]:
-    """Run kvfs-gc; return what it printed, and how long it took."""
-    clock = SystemClock()
-    start_ns = clock.monotonic_ns()
-    printed = subprocess.run(
-        [sys.executable, "-m", "kvfs_tools.gc", "--store", str(root), "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=600,
-        check=False,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT}/tools:{ROOT}/gateway", "PATH": "/usr/bin:/bin"},
-    ).stdout
-    document: dict[str, Any] = json.loads(printed)
-    return document | {"taken_ns": clock.monotonic_ns() - start_ns}
-
-
-def _beside(store: Store, prefix: str, action: Callable[[threading.Event], object]) -> list[float]:
-    """Return how long the puts of four threads took while `action` ran, in ms."""
-    stop = threading.Event()
-    taken: list[float] = []
-    writers = [
-        threading.Thread(target=lambda n=n: taken.extend(_puts_ms(store, f"{prefix}-{n}", stop)))
-        for n in range(4)
-    ]
-    for writer in writers:
-        writer.start()
-    action(stop)
-    stop.set()
-    for writer in writers:
-        writer.join()
-    return taken
-
-
-def _puts_ms(store: Store, prefix: str, stop: threading.Event) -> list[float]:
-    clock = SystemClock()
-    taken: list[float] = []
-    while not stop.is_set():
-        data = os.urandom(SECTOR)
-        start_ns = clock.monotonic_ns()
-        store.put(ObjectPath(b"kv", f"{prefix}-{len(taken)}".encode()), data)
-        taken.append((clock.monotonic_ns() - start_ns) / 1e6)
-    return taken
 
 
 class StoreCache:

@@ -31,6 +31,8 @@ PAGE_ROWS = 4096
 MAX_FOLDERS = 100_000
 """Folder paths kept while walking; beyond it they are looked up again (I8)."""
 UNLINK_EVERY_S = 0.02
+UNLINK_BATCH = 512
+"""Files whose bytes are freed in one transaction: each costs the writers its fdatasync."""
 
 
 class Walk:
@@ -147,7 +149,7 @@ class Collector:
     def __init__(self, context: StoreContext) -> None:
         self._context = context
         # "Background": this object empties it itself, between transactions.
-        self._trash = Trash(context, has_background=True)
+        self._trash = Trash(context, has_background=True, batch=UNLINK_BATCH)
         self._remover = Remover(context, self._trash)
 
     def budget(self, settings: LifecycleSettings) -> Budget:

@@ -26,15 +26,18 @@ from kvfs.store.objects import Labels, TrashKey, drop_inode
 from kvfs.store.trash import Trash
 
 TRANSACTION_NS = 5_000_000
-"""Work inside one transaction; with its commit the lock is held for about 8 ms."""
+"""Work inside one transaction at most; 64 rows need 1.5 ms of it, and their commit 2-4 ms."""
+NS_PER_S = 1_000_000_000
 MAX_ROWS = 64
 """Rows of a transaction at most."""
 JOURNAL_ROWS = 256
 """Removals that are journalled at once: one fdatasync instead of four."""
-PAUSE_SHARE = 1
-"""The lock is left alone for as long as it was held, divided by this: half of it is the writers',
-and 100,000 rows still go in 13 s beside four of them (bench eviction_store). A third of the rows a
-transaction takes 20 s and gains writers nothing."""
+ROWS_PER_S = 5_000
+"""No faster, though three times that is possible: 100,000 rows go in 20 s, and a writer that meets
+a transaction waits for its fdatasync, too (bench expired_rows)."""
+REST_SHARE = 2
+"""However slow the disk: the lock is left alone for this many times as long as it was held."""
+MAX_PAUSE_NS = 50_000_000
 MAX_HELD = 10_000
 GROUP_FACTOR = 4
 """A block's shares may stretch a transaction to this many times the time."""
@@ -124,7 +127,8 @@ class Remover:
             for reason, number in done.items():
                 outcome.count(reason, number)
             # LMDB's lock is not fair: a writer that waits must get its turn.
-            self._pause.wait(min(held_ns / PAUSE_SHARE, 50e6) / 1e9)
+            rest_ns = max(held_ns * REST_SHARE, count * NS_PER_S // ROWS_PER_S - held_ns)
+            self._pause.wait(min(rest_ns, MAX_PAUSE_NS) / NS_PER_S)
         outcome.kept += position + before - sum(outcome.removed.values())
 
     def _journal(self, removals: Sequence[Removal]) -> Labels:

@@ -23,7 +23,7 @@ from kvfs.store.context import StoreContext
 from kvfs.store.objects import TrashKey
 
 BATCH = 64
-"""Files between two clearing transactions."""
+"""Files between two clearing transactions, where somebody waits for the space."""
 INODE_LENGTH = 8
 """A digest so short is a mutable file's inode."""
 MAX_WAITING = 64
@@ -33,8 +33,10 @@ MAX_WAITING = 64
 class Trash:
     """Files waiting to be unlinked. Thread-safe."""
 
-    def __init__(self, context: StoreContext, *, has_background: bool) -> None:
+    def __init__(self, context: StoreContext, *, has_background: bool, batch: int = BATCH) -> None:
+        """batch: files between two clearing transactions."""
         self._context = context
+        self._batch = batch
         self._has_background = has_background
         self._waiting: deque[TrashKey] = deque()
         self._lock = threading.Lock()
@@ -57,7 +59,7 @@ class Trash:
         with self._lock:
             busy: list[TrashKey] = []
             while self._waiting:
-                count = min(BATCH, len(self._waiting))
+                count = min(self._batch, len(self._waiting))
                 freed += self._remove([self._waiting.popleft() for _ in range(count)], busy)
             self._waiting.extend(busy)
         return freed
