@@ -14,6 +14,7 @@ key contains).
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from dataclasses import dataclass
 
@@ -57,38 +58,52 @@ class _Grammar:
     """The fields that all shares of one block have in common; each takes part in every match."""
     tag: bytes
     model_index: int
+    is_below: bool
+    """The pattern is of the name below its last directory; that directory is part of the group."""
 
 
-def _grammar(engine: Engine, text: bytes, *identity: str) -> _Grammar:
+def _grammar(engine: Engine, text: bytes, *identity: str, is_below: bool = False) -> _Grammar:
     tag = b"\0" + engine.value.encode() + b"\0"
     pattern = re.compile(text, re.DOTALL)
-    return _Grammar(engine, pattern, identity, tag, identity.index("model"))
+    return _Grammar(engine, pattern, identity, tag, identity.index("model"), is_below)
 
 
 # A directory, then up to two levels of hash buckets. Buckets follow the whole name (Mooncake
 # hashes the key, rank included), so they must not tell two shares of a block apart.
-_FOLDER = rb"(?P<folder>(?:.*?/)??)(?:[0-9a-f]{1,4}/){0,2}"
+_FOLDER = re.compile(rb"((?:.*?/)??)(?:[0-9a-f]{1,4}/){0,2}", re.DOTALL)
+MAX_FOLDERS = 1 << 16
+"""Directories whose answer is kept: names by the million lie in few of them."""
+
+
+@functools.lru_cache(MAX_FOLDERS)
+def _folder(directory: bytes) -> bytes:
+    """Return a directory (b"" or ending in "/") without its buckets."""
+    match = _FOLDER.fullmatch(directory)
+    assert match is not None, "any directory matches"
+    return match[1]
+
+
 _NUMBERS = rb"(?P<numbers>(?:_[0-9]{1,5}){0,8})"
 
 # model@world@worker@hash@dtype[@layer][@tag%value...][@layer]; the hash may be signed.
 _LMCACHE = _grammar(
     Engine.LMCACHE,
-    _FOLDER + rb"(?P<model>[^@/]+)@(?P<world>[0-9]{1,5})@(?P<rank>[0-9]{1,5})"
+    rb"(?P<model>[^@/]+)@(?P<world>[0-9]{1,5})@(?P<rank>[0-9]{1,5})"
     rb"@(?P<hash>-?[0-9a-f]{1,128})@(?P<dtype>[A-Za-z][A-Za-z0-9_]{0,31})"
     rb"(?:@(?P<part>[0-9]{1,5}))?(?:@[^@/%]+%[^@/]*)*(?:@(?P<layer>[0-9]{1,5}))?",
-    "folder",
     "model",
     "hash",
+    is_below=True,
 )
 # model@kv_rank@group@hash[@salt]; kv_rank = world<<24 | rank<<16 | local_world<<8 | local_rank.
 _LMCACHE_MP = _grammar(
     Engine.LMCACHE_MP,
-    _FOLDER + rb"(?P<model>[^@/]+)@(?:0x)?(?P<kv_rank>[0-9a-f]{8})@(?P<part>[0-9]{1,5})"
+    rb"(?P<model>[^@/]+)@(?:0x)?(?P<kv_rank>[0-9a-f]{8})@(?P<part>[0-9]{1,5})"
     rb"@(?P<hash>(?:-|0x)?[0-9a-f]{1,128})(?P<salt>(?:@[^@/]*)?)",
-    "folder",
     "model",
     "hash",
     "salt",
+    is_below=True,
 )
 # model_<config12>_r<rank>/hhh/hh_g<group>/<hash>.bin
 _VLLM = _grammar(
@@ -111,19 +126,19 @@ _LLM_D = _grammar(
 # <sha256>_<model>_<rank>_<size>[_pp][_cp][_k|_v][.bin]; MLA without rank and size.
 _SGLANG = _grammar(
     Engine.SGLANG,
-    _FOLDER + rb"(?P<hash>[0-9a-f]{64})_(?P<model>[^/]*?)" + _NUMBERS + rb"(?:_(?P<part>[kv]))?"
+    rb"(?P<hash>[0-9a-f]{64})_(?P<model>[^/]*?)" + _NUMBERS + rb"(?:_(?P<part>[kv]))?"
     rb"(?:\.bin)?",
-    "folder",
     "model",
     "hash",
+    is_below=True,
 )
 # [<model>_]<sha256>[_<rank>]_k|_v
 _MOONCAKE = _grammar(
     Engine.MOONCAKE,
-    _FOLDER + rb"(?P<model>(?:[^/]*_)?)(?P<hash>[0-9a-f]{64})" + _NUMBERS + rb"_(?P<part>[kv])",
-    "folder",
+    rb"(?P<model>(?:[^/]*_)?)(?P<hash>[0-9a-f]{64})" + _NUMBERS + rb"_(?P<part>[kv])",
     "model",
     "hash",
+    is_below=True,
 )
 # <hash>/<layer>.safetensors
 _VLLM_EXAMPLE = _grammar(
@@ -134,6 +149,7 @@ _VLLM_EXAMPLE = _grammar(
     "hash",
 )
 _WITH_AT = (_LMCACHE, _LMCACHE_MP)
+_WITH_FEW_AT = (_LMCACHE_MP,)
 _BIN = (_VLLM, _SGLANG)
 _BIN_WITH_RANK = (_LLM_D, _VLLM, _SGLANG)
 _HALVES = (_MOONCAKE, _SGLANG)  # in this order: SGLang's model could be the `k` of <hash>_k
@@ -145,12 +161,12 @@ def parse_key(key: bytes) -> EngineKey:
     found = _match(key)
     if found is None:
         return EngineKey(Engine.UNKNOWN, key)
-    grammar, match = found
+    grammar, match, folder = found
     fields = match.groupdict(b"")
     rank, world = _rank_and_world(fields)
     return EngineKey(
         engine=grammar.engine,
-        group=_group(grammar, match),
+        group=_group(grammar, match.group(*grammar.identity), folder),
         model=spell_model(fields.get("model", b"")),
         block_hash=match["hash"],
         rank=rank,
@@ -165,9 +181,9 @@ def identify(key: bytes) -> tuple[Engine, bytes, bytes]:
     found = _match(key)
     if found is None:
         return Engine.UNKNOWN, b"", key
-    grammar, match = found
+    grammar, match, folder = found
     fields = match.group(*grammar.identity)
-    return grammar.engine, fields[grammar.model_index], grammar.tag + b"\0".join(fields)
+    return grammar.engine, fields[grammar.model_index], _group(grammar, fields, folder)
 
 
 def group_of(key: bytes) -> bytes:
@@ -180,13 +196,14 @@ def spell_model(written: bytes) -> bytes:
     return written.removesuffix(b"_").replace(b"-SEP-", b"/")
 
 
-def _match(key: bytes) -> tuple[_Grammar, re.Match[bytes]] | None:
-    """Try only the grammars that the key's most telling bytes allow."""
+def _match(key: bytes) -> tuple[_Grammar, re.Match[bytes], bytes] | None:
+    """Try only the grammars that the key's most telling bytes allow; return the directory, too."""
     if len(key) > MAX_PARSED_LENGTH:
         return None
     grammars: tuple[_Grammar, ...] = ()
     if b"@" in key:
-        grammars, key = _WITH_AT, key.removesuffix(b".data")
+        key = key.removesuffix(b".data")
+        grammars = _WITH_AT if key.count(b"@") > 3 else _WITH_FEW_AT
     elif key.endswith(b".bin"):
         grammars = _BIN_WITH_RANK if b"/rank_" in key else _BIN
     elif key.endswith((b"_k", b"_v")):
@@ -194,14 +211,17 @@ def _match(key: bytes) -> tuple[_Grammar, re.Match[bytes]] | None:
     elif key.endswith(b".safetensors"):
         grammars = _TENSORS
     for grammar in grammars:
-        match = grammar.pattern.fullmatch(key)
+        below = key.rfind(b"/") + 1 if grammar.is_below else 0
+        match = grammar.pattern.fullmatch(key, below)
         if match is not None:
-            return grammar, match
+            return grammar, match, key[:below]
     return None
 
 
-def _group(grammar: _Grammar, match: re.Match[bytes]) -> bytes:
-    return grammar.tag + b"\0".join(match.group(*grammar.identity))
+def _group(grammar: _Grammar, fields: tuple[bytes, ...], directory: bytes) -> bytes:
+    if grammar.is_below:
+        return grammar.tag + _folder(directory) + b"\0" + b"\0".join(fields)
+    return grammar.tag + b"\0".join(fields)
 
 
 def _rank_and_world(fields: dict[str, bytes]) -> tuple[int, int]:

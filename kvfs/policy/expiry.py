@@ -163,6 +163,8 @@ class NamespaceRules:
                 continue
             if rule.engine is not None or rule.model != b"*":
                 engine_and_model = engine_and_model or identify(key)[:2]
+                if rule.engine is not None and rule.engine is not engine_and_model[0]:
+                    continue
                 if not self._is_from(each, *engine_and_model):
                     continue
             if not rule.tags or _has_tags(attributes or {}, rule.tags):

@@ -266,6 +266,22 @@ class BlockFiles:
         with contextlib.suppress(FileNotFoundError):
             os.rename(name, self._quarantine / Path(name).name, src_dir_fd=self._directory)
 
+    def trim_quarantine(self, max_bytes: int, until_s: int) -> int:
+        """Remove what was quarantined before `until_s`, then the oldest above `max_bytes`.
+
+        Return how many files went.
+        """
+        kept = removed = 0
+        found = [(path.stat(), path) for path in self._quarantine.iterdir()]
+        # The rename into quarantine set the change time.
+        for status, path in sorted(found, key=lambda each: each[0].st_ctime_ns, reverse=True):
+            kept += status.st_blocks * 512
+            if kept > max_bytes or status.st_ctime < until_s:
+                kept -= status.st_blocks * 512
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
     def set_label(self, descriptor: int, label: BlockLabel) -> None:
         """Write the rebuild label of a staging file (before it is linked)."""
         try:

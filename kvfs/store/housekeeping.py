@@ -42,6 +42,9 @@ WINDOW = 256
 MAX_WINDOWS = 40
 """Windows one eviction looks through for something that may go (I8)."""
 GRACE_S = LifecycleSettings().grace_s
+MAX_QUARANTINE_BYTES = 1 << 30
+MAX_QUARANTINE_AGE_S = 30 * 86_400
+"""Damaged blocks are kept to be looked at, outside the capacity: the newest, and not for ever."""
 EXPIRY_GRACE_S = 30
 """Expired rows are a miss at once but are removed only this much later: another process may hold a
 newer access in memory for up to its flush interval."""
@@ -55,6 +58,8 @@ class SweepReport:
     orphan_bytes: int
     staging_files: int
     examined_files: int
+    quarantined_files: int = 0
+    """Removed because they were old, or too many."""
 
 
 class Housekeeping:
@@ -130,7 +135,7 @@ class Housekeeping:
         self._remover.settle()
 
     def sweep(self) -> SweepReport:
-        """Remove block files that no row names and dead writers' staging files.
+        """Remove block files that no row names, dead writers' staging files, old quarantine.
 
         Takes each file's lock first and only then asks the index: a writer holds it until its
         commit, so an unlocked file that no row names belongs to nobody.
@@ -144,7 +149,11 @@ class Housekeeping:
                 length = self._remove_orphan(digest, generation)
                 orphans += length is not None
                 orphan_bytes += length or 0
-        return SweepReport(orphans, orphan_bytes, self._sweep_staging(), examined)
+        quarantined = 0
+        with contextlib.suppress(OSError):  # another process was faster: the next sweep goes on
+            until_s = self._context.now_s() - MAX_QUARANTINE_AGE_S
+            quarantined = self._context.files.trim_quarantine(MAX_QUARANTINE_BYTES, until_s)
+        return SweepReport(orphans, orphan_bytes, self._sweep_staging(), examined, quarantined)
 
     def _due(self, limit: int, now_s: int) -> tuple[list[Removal], dict[int, int]]:
         """Return what has expired, and those that live on by a use that is only noted as yet."""

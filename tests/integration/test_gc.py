@@ -332,3 +332,30 @@ def test_files_that_no_row_names_are_swept(store: Store) -> None:
     assert report.sweep.orphan_files == 1
     assert not orphan.exists()
     assert names(store) == {b"kept"}
+
+
+def test_quarantine_keeps_what_is_new_and_little(store: Store, clock: ManualClock) -> None:
+    folder = store.path / "quarantine"
+    for name in ("first", "second"):
+        (folder / name).write_bytes(os.urandom(SIZE))
+    assert store.context.files.trim_quarantine(SIZE, until_s=0) == 1
+    assert len(list(folder.iterdir())) == 1
+    assert store.context.files.trim_quarantine(SIZE, until_s=1 << 40) == 1
+    assert not list(folder.iterdir())
+    assert store.sweep().quarantined_files == 0
+
+
+def test_a_survey_sees_plain_files_as_it_sees_all_others(store: Store) -> None:
+    path = put(store, "dir/plain")
+    put(store, "dir/lifetime", PutOptions(ttl_s=60))
+    put(store, "dir/attributes", PutOptions(attributes={"user.s3.meta.a": b"b"}))
+    found = {each.key: each for each in Walk(store.context)}
+    entry = store.stat(path)
+    plain = found[b"dir/plain"]
+    for other in (found[b"dir/lifetime"], found[b"dir/attributes"]):
+        assert plain._replace(
+            inode=other.inode, key=other.key, expires_at_s=other.expires_at_s, ttl_s=other.ttl_s,
+            accessed_s=other.accessed_s, written_s=other.written_s, attributes=other.attributes,
+        ) == other  # fmt: skip
+    assert (plain.inode, plain.accessed_s) == (entry.inode, entry.accessed_s)
+    assert plain.written_s == entry.ctime_ns // 1_000_000_000

@@ -231,6 +231,7 @@ def _document(report: Report) -> dict[str, object]:
         "orphan_files": report.sweep.orphan_files,
         "orphan_bytes": report.sweep.orphan_bytes,
         "staging_files": report.sweep.staging_files,
+        "quarantined_files_removed": report.sweep.quarantined_files,
         "abandoned_uploads": report.uploads,
         "dead_readers": report.dead_readers,
         "compressed_blocks": report.compressed,
