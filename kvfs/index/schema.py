@@ -130,7 +130,7 @@ class InodeRow:
     attributes: Mapping[str, bytes] = field(default_factory=dict)
 
 
-_FILE = int(Kind.FILE)
+_PLAIN_KIND = int(Kind.FILE)
 PlainFile = tuple[int, int, int, int, int, int, int, bytes, bytes]
 """(namespace, size, written ns, accessed s, priority, pin, parent, encoded name, digest)"""
 
@@ -205,7 +205,7 @@ def unpack_plain_file(raw: bytes) -> PlainFile | None:
     ) = _INODE.unpack_from(raw)  # fmt: skip
     name_at = _INODE.size + 32
     if (
-        kind != _FILE
+        kind != _PLAIN_KIND
         or expires_at_s
         or ttl_s
         or flags & (_IS_MUTABLE | _HAS_TARGET | _HAS_DIGEST) != _HAS_DIGEST
