@@ -179,6 +179,7 @@ def errors_of(
     known: dict[str, Errors] = {}
 
     def of(name: str) -> Errors:
+        python_of(ASKED[name].environment)  # or a skip, before anything is made
         if name not in known:
             bucket = "c-" + hashlib.sha1(name.encode()).hexdigest()[:12]
             door = Door(
