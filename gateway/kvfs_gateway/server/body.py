@@ -38,8 +38,9 @@ BUFFER_LENGTH = 256 * 1024
 MAX_SPARE_BUFFERS = 64
 MAX_MD5_LENGTH = 256 * 1024
 """Up to here the ETag is an MD5 as everywhere; above, MD5's 0.4 GB/s would halve a PUT."""
-STALL_SECONDS = 30.0
-"""A body must make progress this often."""
+WINDOW_SECONDS = 30.0
+"""Waiting that each BUFFER_LENGTH of a body may take (9 KB/s): a byte now and then would hold the
+space reserved for the body, and a connection, as long as the client likes."""
 
 _RESERVED_CHECKSUM_HEADERS = frozenset(
     {f"{HEADER_PREFIX}{word}" for word in ("algorithm", "mode", "type")}
@@ -95,6 +96,8 @@ class RequestBody:
         self._transfer = TransferChunkedDecoder() if head.framing is Framing.CHUNKED else None
         self._aws: AwsChunkedDecoder | None = None
         self._received = 0
+        self._window_length = 0
+        self._window_seconds = WINDOW_SECONDS
         self._md5: Hasher | None = None
         self._md5_wanted = b""
         self._sha256: Hasher | None = None
@@ -240,16 +243,24 @@ class RequestBody:
         if filled:
             view[:filled] = self._inbox[:filled]
             del self._inbox[:filled]
+        started = trio.current_time()
+        self._transport.deadline = started + self._window_seconds
         # The end of a chunked body is not known: take what is there instead of waiting for more.
         while filled < limit and not (filled and self._transfer is not None):
-            self._transport.deadline = trio.current_time() + STALL_SECONDS
             count = await self._transport.receive_into(view[filled:limit])
             if count == 0:
                 raise Disconnected("the body ended early")
             filled += count
         self._transport.deadline = math.inf  # what the handler does now has limits of its own
+        self._count_window(filled, trio.current_time() - started)
         await trio.lowlevel.checkpoint()
         return view[:filled]
+
+    def _count_window(self, length: int, seconds: float) -> None:
+        self._window_length += length
+        self._window_seconds -= seconds
+        if self._window_length >= BUFFER_LENGTH:
+            self._window_length, self._window_seconds = 0, WINDOW_SECONDS
 
     def _unwrap(self, data: memoryview) -> list[memoryview]:
         if self._transfer is None:
