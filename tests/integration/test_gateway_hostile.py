@@ -127,6 +127,43 @@ def test_bad_transfer_chunks_are_a_400(gateway: Gateway, chunks: bytes) -> None:
     assert one(gateway.address, request.raw()).status == 400
 
 
+def test_an_absolute_target_is_the_same_request(gateway: Gateway) -> None:
+    for authority, status in ((gateway.address, 200), ("other:80", 400), ("", 400)):
+        request = signed(gateway.address, "GET", KEY)
+        request.target = f"http://{authority}{KEY}"
+        reply = one(gateway.address, request.raw())
+        assert reply.status == status, (authority, reply.body)
+    request = signed(gateway.address, "GET", KEY)
+    request.target = f"http://{gateway.address}{KEY}?acl"  # the query was not signed
+    assert one(gateway.address, request.raw()).status == 403
+
+
+def test_pipelined_requests_are_answered_in_their_order(gateway: Gateway) -> None:
+    requests = [
+        signed(gateway.address, "PUT", "/bucket/p", body=b"first"),
+        signed(gateway.address, "GET", "/bucket/p"),
+        signed(gateway.address, "PUT", "/bucket/p?acl", body=b"<nothing/>"),
+        signed(gateway.address, "GET", "/bucket/missing"),
+        signed(gateway.address, "DELETE", "/bucket/p"),
+        signed(gateway.address, "GET", "/bucket/p"),
+    ]
+    replies = exchange(gateway.address, b"".join(request.raw() for request in requests))
+    assert [reply.status for reply in replies] == [200, 200, 501, 404, 204, 404]
+    assert replies[1].body == b"first"
+
+
+def test_many_headers_and_long_ones_are_refused_beyond_16_kib(gateway: Gateway) -> None:
+    good = signed(gateway.address, "GET", KEY)
+    for extra, status in (
+        ([(f"h{number}", "") for number in range(1000)], 200),
+        ([(f"h{number}", "") for number in range(4000)], 400),
+        ([("h", "x" * 10_000)], 200),
+        ([("h", "x" * 20_000)], 400),
+    ):
+        good.extra = extra
+        assert one(gateway.address, good.raw()).status == status
+
+
 def test_head_answers_never_have_a_body(gateway: Gateway) -> None:
     for target in (KEY, "/bucket/missing", "/missing/key", "/bucket?acl"):
         data = signed(gateway.address, "HEAD", target).raw()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import json
 import os
 import signal
@@ -144,6 +145,46 @@ def test_a_change_through_the_mount_drops_what_vouched_for_the_parts(
     assert (after["ContentType"], after["Metadata"]) == ("text/x-kv", {"kept": "yes"})
     assert after["ETag"] != before["ETag"]
     assert client.head_object(**place, PartNumber=1)["ContentLength"] == path.stat().st_size
+
+
+def test_lifetimes_and_tags_are_the_same_at_both_doors(gateway: Gateway, mount: Path) -> None:
+    client = gateway.client()
+    place = {"Bucket": BUCKET, "Key": "lifetimes/k"}
+    rule = {
+        "ID": "chats",
+        "Status": "Enabled",
+        "Filter": {"And": {"Prefix": "lifetimes/", "Tags": [{"Key": "class", "Value": "chat"}]}},
+        "Expiration": {"Days": 2},
+    }
+    client.put_bucket_lifecycle_configuration(
+        Bucket=BUCKET, LifecycleConfiguration={"Rules": [rule]}
+    )
+    try:
+        client.put_object(**place, Body=b"x", Tagging="class=chat")
+    finally:
+        client.delete_bucket_lifecycle(Bucket=BUCKET)
+    path = mount / place["Key"]
+    assert os.getxattr(path, "user.s3.tag.class") == b"chat"
+    assert os.getxattr(path, "user.kvfs.sliding") == b"0"
+    assert 2 <= int(os.getxattr(path, "user.kvfs.ttl")) / 86_400 < 3
+    ends_s = int(os.getxattr(path, "user.kvfs.expires_at"))
+
+    def expiration() -> str | None:
+        shown = client.head_object(**place).get("Expiration")
+        return None if shown is None else str(shown).split('"')[1]
+
+    assert expiration() == email.utils.formatdate(ends_s, usegmt=True)
+    os.setxattr(path, "user.kvfs.ttl", b"1h")
+    ends_s = int(os.getxattr(path, "user.kvfs.expires_at"))
+    assert expiration() == email.utils.formatdate(ends_s, usegmt=True)
+    os.removexattr(path, "user.kvfs.ttl")
+    assert expiration() is None
+    os.setxattr(path, "user.s3.tag.model", b"m-7b")
+    os.removexattr(path, "user.s3.tag.class")
+    tags = client.get_object_tagging(**place)["TagSet"]
+    assert tags == [{"Key": "model", "Value": "m-7b"}]
+    client.delete_object_tagging(**place)
+    assert not [name for name in os.listxattr(path) if name.startswith("user.s3.tag.")]
 
 
 def test_a_put_over_a_file_with_such_attributes_drops_them(gateway: Gateway, mount: Path) -> None:

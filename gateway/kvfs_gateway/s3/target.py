@@ -15,7 +15,7 @@ from kvfs_gateway.s3.errors import S3Error
 MAX_QUERY_PARAMETERS = 64
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
 _UNRESERVED = re.compile(rb"[A-Za-z0-9\-._~]*")
 _UNRESERVED_PATH = re.compile(rb"[A-Za-z0-9\-._~/]*")
 

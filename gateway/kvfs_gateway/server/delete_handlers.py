@@ -12,7 +12,7 @@ from kvfs.model import ObjectPath
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.routing import MAX_KEY_LENGTH
-from kvfs_gateway.server.bucket_handlers import require_bucket
+from kvfs_gateway.server.bucket_handlers import parse_document, require_bucket
 from kvfs_gateway.server.error_map import to_s3_error
 from kvfs_gateway.server.object_handlers import delete_condition
 from kvfs_gateway.server.response import Response, xml_response
@@ -28,7 +28,7 @@ async def delete_objects(call: Call) -> Response:
     require_bucket(call)
     call.body.begin_document(call.authentication)
     text = await call.body.read_all(xml.MAX_XML_LENGTH)
-    document = xml.parse("DeleteObjects", text)
+    document = await parse_document(call, "DeleteObjects", text)
     listed = document["Objects"]
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_OBJECTS:
         raise S3Error("MalformedXML")

@@ -33,7 +33,7 @@ from kvfs_gateway.s3.http_dates import render_iso_date
 from kvfs_gateway.s3.ranges import parse_copy_range
 from kvfs_gateway.s3.target import percent_encode
 from kvfs_gateway.server.body import MAX_MD5_LENGTH
-from kvfs_gateway.server.bucket_handlers import owner, require_bucket
+from kvfs_gateway.server.bucket_handlers import owner, parse_document, require_bucket
 from kvfs_gateway.server.copy_handlers import open_copy_source
 from kvfs_gateway.server.lifecycle_handlers import with_lifetime
 from kvfs_gateway.server.object_handlers import (
@@ -125,7 +125,7 @@ async def complete_multipart_upload(call: Call) -> Response:
     condition = read_write_condition(call)
     call.body.begin_document(call.authentication)
     text = await call.body.read_all(xml.MAX_XML_LENGTH)
-    listed = _listed_parts(xml.parse("CompleteMultipartUpload", text))
+    listed = _listed_parts(await parse_document(call, "CompleteMultipartUpload", text))
     chosen = [CompletePart(_number(part), _etag(part)) for part in listed]
     try:
         info = store.find_upload(upload_id, call.path)
