@@ -36,11 +36,6 @@ def test_a_file_has_the_digest_of_its_bytes(length: int) -> None:
         assert digest_pieces(SALT, [data[:100], data[100:]]) == expected
 
 
-def test_a_file_that_became_shorter_is_an_error_of_the_disk() -> None:
-    with file_in_memory(bytes(100)) as descriptor, pytest.raises(OSError, match="shorter"):
-        digest_file(SALT, descriptor, 2 * WINDOW)
-
-
 def resident(field: str) -> int:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
