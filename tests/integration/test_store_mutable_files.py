@@ -17,6 +17,7 @@ from kvfs.model import ChildName, Entry, ObjectPath, Pin, PutOptions, WriteCondi
 from kvfs.open_store import init_store, open_store
 from kvfs.store.mutable_files import MutableFile
 from kvfs.store.store import Store
+from kvfs_tools.object_report import entry_text
 
 MIB = 1 << 20
 SLAB = ObjectPath(b"kv", b"slabs/0")
@@ -79,6 +80,7 @@ def test_i4_a_sparse_file_costs_what_is_written_to_it(store: Store) -> None:
         entry = store.stat(SLAB)
         assert 10 * MIB <= resident(store) < 11 * MIB
         assert resident(store) == entry.allocated_bytes
+        assert "mutable   10.0 MiB allocated" in entry_text(SLAB, entry)
         assert entry.size == 4 << 30
 
 

@@ -25,6 +25,7 @@ def entry_record(path: ObjectPath, entry: Entry) -> dict[str, object]:
         "priority": entry.priority,
         "links": entry.nlink,
         "mutable": entry.is_mutable,
+        "allocated": entry.allocated_bytes if entry.is_mutable else None,
         "attributes": {
             name: value.decode("utf-8", "backslashreplace")
             for name, value in sorted(entry.attributes.items())
@@ -44,6 +45,8 @@ def entry_text(path: ObjectPath, entry: Entry) -> str:
         f"accessed  {_instant(entry.accessed_s) or '-'}",
         f"expires   {_instant(entry.expires_at_s) or 'never'}{ttl}",
     ]
+    if entry.is_mutable:
+        lines.insert(2, f"mutable   {render_size(entry.allocated_bytes)} allocated")
     lines += [
         f"attribute {name} = {render_bytes(value)}"
         for name, value in sorted(entry.attributes.items())
