@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.report import Context, Measurement
-from bench.trace_replay import Lru, Trace, load_trace, replay
+from bench.trace_replay import TRACES, Lru, Trace, belady, load_trace, replay
 from kvfs.clock import ManualClock
 from kvfs.model import ObjectPath
 from kvfs.open_store import init_store, open_store
@@ -16,6 +16,7 @@ from kvfs_tools.gc import collect
 
 SECTOR = 4096
 EPOCH_S = 1_700_000_000
+SHARES = (1, 5, 10, 20, 40)
 
 
 class StoreCache:
@@ -67,23 +68,33 @@ class StoreCache:
 
 
 def bench_replay__real_store(context: Context) -> Iterator[Measurement]:
-    """The synthetic trace through Store and kvfs-gc's collection; the floor is LRU in memory."""
-    trace = load_trace("synthetic")
-    if context.quick:
-        trace = Trace(trace.name, trace.requests[:400])
-    for share in (5, 20):
-        capacity = trace.unique_blocks * share // 100
-        cache = StoreCache(context.directory / f"s{share}", capacity)
-        ours = replay(trace, cache)
-        cache.close()
-        yield Measurement(
-            unit="ratio",
-            samples=[ours],
-            params={
-                "trace": trace.name,
-                "capacity_percent": share,
-                "collections": cache.collections,
-            },
-            floor=[replay(trace, Lru(capacity))],
-            floor_name="lru",
-        )
+    """Both traces, whole, through Store and kvfs-gc's collection; the floor is LRU in memory.
+
+    Each block is one sector. Hours on a busy disk, for a collection sweeps its files each time: let
+    TMPDIR name a tmpfs.
+    """
+    for name in TRACES[1:] if context.quick else TRACES:
+        trace = load_trace(name)
+        if context.quick:
+            trace = Trace(trace.name, trace.requests[:400])
+        for share in (5, 20) if context.quick else SHARES:
+            yield _replayed(context, trace, share)
+
+
+def _replayed(context: Context, trace: Trace, share: int) -> Measurement:
+    capacity = trace.unique_blocks * share // 100
+    cache = StoreCache(context.directory / f"{trace.name}-{share}", capacity)
+    ours = replay(trace, cache)
+    cache.close()
+    return Measurement(
+        unit="ratio",
+        samples=[ours],
+        params={
+            "trace": trace.name,
+            "capacity_percent": share,
+            "collections": cache.collections,
+            "belady": round(belady(trace, capacity), 3),
+        },
+        floor=[replay(trace, Lru(capacity))],
+        floor_name="lru",
+    )
