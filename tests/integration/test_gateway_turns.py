@@ -1,4 +1,4 @@
-"""Cold objects on a disk that does not answer: what is in memory is served meanwhile."""
+"""One loop serves all connections of a worker: no client and no disk may keep it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from tests.integration.gateway_raw import parse_replies, signed
 SECONDS = 20
 LENGTH = 1 << 20
 COLD_READERS = 16
+PIPELINED = 200
 HOST = "127.0.0.1:9000"
 
 
@@ -67,13 +68,17 @@ class Server:
             RequestIds(1),
         )
 
-    async def ask(self, method: str, key: str) -> tuple[int, bytes]:
-        """Send one request on a connection of its own; return status and body."""
+    def connect(self) -> trio.socket.SocketType:
+        """Return the client's side of a new connection."""
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         transport = PlainTransport(theirs, "peer")
         self._nursery.start_soon(Connection(transport, self._settings).serve)
-        with trio.socket.from_stdlib_socket(ours) as sock:
+        return trio.socket.from_stdlib_socket(ours)
+
+    async def ask(self, method: str, key: str) -> tuple[int, bytes]:
+        """Send one request on a connection of its own; return status and body."""
+        with self.connect() as sock:
             request = signed(HOST, method, f"/{ENGINE_BUCKET}/{key}", {"Connection": "close"})
             await sock.send(request.raw())
             received = b""
@@ -106,3 +111,17 @@ async def test_heads_misses_and_hot_reads_are_answered_while_cold_reads_hang(sto
             assert not answers
             disk_answers.set()
     assert answers == [(200, b"c" * LENGTH)] * COLD_READERS
+
+
+async def test_a_client_that_pipelines_takes_turns_with_the_others(store: Store) -> None:
+    head = signed(HOST, "HEAD", f"/{ENGINE_BUCKET}/hot").raw()
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            server = Server(store, nursery)
+            with server.connect() as greedy:
+                await greedy.send(head * PIPELINED)
+                assert (await server.ask("HEAD", "hot"))[0] == 200
+                received = await greedy.recv(1 << 20)
+                assert received.count(b"HTTP/1.1 200") < PIPELINED // 2
+                while received.count(b"HTTP/1.1 200") < PIPELINED:
+                    received += await greedy.recv(1 << 20)
