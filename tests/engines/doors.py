@@ -119,10 +119,10 @@ def running_gateway(store: Path, credential: tuple[str, str]) -> Iterator[Gatewa
 
 
 @contextlib.contextmanager
-def mounted(store: Path, mountpoint: Path) -> Iterator[Path]:
+def mounted(store: Path, mountpoint: Path, *, transport: str = "auto") -> Iterator[Path]:
     """Mount `store` until the block ends."""
     mountpoint.mkdir(exist_ok=True)
-    kvfs("mount", str(store), str(mountpoint))
+    kvfs("mount", str(store), str(mountpoint), "--transport", transport)
     try:
         yield mountpoint
     finally:

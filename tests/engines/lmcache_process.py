@@ -9,21 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.engines.doors import ROOT, WAIT_SECONDS, Gateway
+from tests.engines.doors import WAIT_SECONDS, Gateway
+from tests.engines.engine_process import PYTHON
 
 CLIENT = Path(__file__).with_name("lmcache_client.py")
-PYTHON = Path(os.environ.get("KVFS_TEST_ENGINES_PYTHON") or ROOT / ".venv-engines/bin/python")
 
 # Llama-3.1-8B as it is: 32 layers x 2 x 256 tokens x 8 heads x 128 x 2 bytes = 32 MiB a chunk.
 LARGE = {"layers": 32, "heads": 8, "head_size": 128}
-
-
-def require_engines() -> None:
-    """Skip, saying what to run, where the engines' environment is not installed."""
-    if not PYTHON.exists():
-        pytest.skip("the engines' environment is missing: run `make install-engines`")
 
 
 def s3_settings(gateway: Gateway, address: str) -> dict[str, Any]:

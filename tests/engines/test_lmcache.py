@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.engines.doors import BUCKET, Gateway, kvfs, resolving
+from tests.engines.engine_process import require_engines
 from tests.engines.lmcache_process import (
     LARGE,
     fs_settings,
     lmcache,
     lmcache_together,
-    require_engines,
     s3_settings,
 )
 
