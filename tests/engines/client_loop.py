@@ -1,11 +1,12 @@
 """What the scripts that run an engine share: requests answered by lines, and packages made hollow.
 
-Runs in the engines' environment. Standard output is kept for the answers: what an engine prints
-itself goes to standard error, the log.
+Runs in the engines' environment; imported before the engine. Standard output is kept for the
+answers: what an engine prints itself goes to standard error, the log.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -18,19 +19,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
 
 def serve(actions: dict[str, Callable[..., Any]]) -> None:
     """Answer requests from standard input, one a line, until it ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = {"result": actions[request.pop("action")](**request)}
         except Exception:  # told to the test, which fails with it
             answer = {"error": traceback.format_exc()}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        _answers.write(json.dumps(answer) + "\n")
+        _answers.flush()
 
 
 def hollow(*packages: str) -> None:
@@ -47,6 +49,12 @@ def hollow(*packages: str) -> None:
         module = types.ModuleType(package)
         module.__path__ = [str(base.joinpath(*package.split(".")[1:]))]
         sys.modules[package] = module
+
+
+def load_no_cuda(*libraries: str) -> None:
+    """Load stand-ins for libraries of CUDA (no_cuda.c), before the code that names them."""
+    for library in libraries:
+        ctypes.CDLL(str(Path(sys.prefix) / "no-cuda" / library), mode=ctypes.RTLD_GLOBAL)
 
 
 def content(seed: int, length: int) -> bytes:

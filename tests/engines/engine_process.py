@@ -34,10 +34,9 @@ def require_engines() -> None:
 
 
 def engine_environment(**more: str) -> dict[str, str]:
-    """Return the environment of an engine: no settings of ours, and no GPU."""
+    """Return the environment of an engine: no settings of ours."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("KVFS_", "LMCACHE_"))}
-    kept |= {"OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": str(ENGINES / "no-cuda")}
-    return {**kept, **more}
+    return {**kept, "OMP_NUM_THREADS": "1", **more}
 
 
 class EngineProcess:

@@ -8,23 +8,20 @@ come from seeds: block number N holds `content(N)`, its key is the hash that N h
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import mmap
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch  # noqa: F401  # first: the extension needs its libraries, already loaded
-from client_loop import content, digest, hollow, serve
+from client_loop import content, digest, hollow, load_no_cuda, serve
 
 WAIT_SECONDS = 120.0
 
-for name in ("libtorch_cuda.so", "libc10_cuda.so", "libnvrtc.so.13"):
-    ctypes.CDLL(str(Path(sys.prefix) / "no-cuda" / name), mode=ctypes.RTLD_GLOBAL)
+load_no_cuda("libtorch_cuda.so", "libc10_cuda.so", "libnvrtc.so.13")
 if sys.argv[1] == "python":
     sys.modules["vllm.fs_io_C"] = None  # type: ignore[assignment]  # as if it were not built
 
