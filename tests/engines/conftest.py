@@ -52,7 +52,7 @@ def bucket(store: Path, transport: str, tmp_path_factory: pytest.TempPathFactory
 def tiny_bucket(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A bucket of a store that is too small for one large block."""
     folder = tmp_path_factory.mktemp("engines")
-    kvfs("init", str(folder / "store"), "--capacity", "64M")
+    kvfs("init", str(folder / "store"), "--capacity", "32M")
     kvfs("mkdir", BUCKET, "--store", str(folder / "store"))
     with mounted(folder / "store", folder / "mount", transport=transport) as path:
         yield path / BUCKET

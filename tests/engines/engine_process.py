@@ -53,6 +53,7 @@ class EngineProcess:
 
     def send(self, action: str, **request: Any) -> None:
         assert self.process.stdin is not None
+        assert self.process.poll() is None, f"the engine has ended; its log:\n{self.log()}"
         self.process.stdin.write(json.dumps({"action": action, **request}) + "\n")
         self.process.stdin.flush()
 

@@ -122,6 +122,6 @@ def test_a_block_without_room_is_a_miss_afterwards(
     """NIXL looks at each transfer, not at what close says: whatever it makes of the error, the
     name must not be there."""
     path = str(tiny_bucket / f"{queue}_model_0_1_k")
-    agents[queue].ask("write", paths=[path], seeds=[1], length=96 << 20, way="direct")
+    agents[queue].ask("write", paths=[path], seeds=[1], length=48 << 20, way="direct")
     agents[queue].ask("start")
     assert agents[other(queue)].ask("exists", paths=[path]) == [False]

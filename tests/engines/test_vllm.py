@@ -137,7 +137,7 @@ def test_a_store_without_room_fails_and_leaves_nothing(
 ) -> None:
     engine = engines.writer if code == "c" else engines.plain
     root = tiny_bucket / "vllm"
-    engine.ask("start", root=str(root), block_bytes=96 << 20, blocks=1)
+    engine.ask("start", root=str(root), block_bytes=48 << 20, blocks=1)
     assert not engine.ask("store", seeds=seeds[:1])["success"]
     assert engine.ask("lookup", seeds=seeds[:1]) == [False]
     assert not [name for name in files_below(root) if ".bin" in name]
