@@ -483,7 +483,13 @@ class Operations:
     # -- the whole
 
     async def statfs(self) -> SpaceReport:
-        """Return capacity and what is left of it; engines' cleaners trust these numbers."""
+        """Return capacity and what is left of it; engines' cleaners trust these numbers.
+
+        What they unlinked is free by the time they are told: SGLang's looks after each batch of
+        files, and would go on deleting until the background thread came by.
+        """
+        if not self._state.store.is_read_only:
+            await self._state.calls.run(self._state.store.empty_trash)
         usage = self._state.store.usage()
         used = usage.resident_bytes + usage.reserved_bytes
         free = max(0, usage.capacity_bytes - used) // SECTOR_BYTES

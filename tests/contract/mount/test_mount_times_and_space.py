@@ -174,3 +174,14 @@ def test_a_file_being_written_shows_the_blocks_it_has(bucket: Path) -> None:
         os.pwrite(file.fileno(), os.urandom(MIB), 32 * MIB)
         os.fsync(file.fileno())
         wait_until(lambda: MIB <= os.fstat(file.fileno()).st_blocks * 512 <= MIB + 65536)
+
+
+def test_what_was_unlinked_is_free_at_the_next_statvfs(mounted: Mounted, bucket: Path) -> None:
+    """SGLang's cleaner looks after each batch of files whether to stop: told late, it goes on."""
+    path = bucket / "old"
+    for _ in range(5):
+        path.write_bytes(os.urandom(8 * MIB))
+        before = os.statvfs(mounted.root)
+        path.unlink()
+        after = os.statvfs(mounted.root)
+        assert (after.f_bavail - before.f_bavail) * 4096 >= 8 * MIB
