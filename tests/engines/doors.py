@@ -166,3 +166,8 @@ def wait_for(is_true: Any, process: subprocess.Popen[bytes], what: str) -> None:
             continue
         raise AssertionError(f"{what} ended with code {code}")
     raise AssertionError(f"{what} did not serve within {WAIT_SECONDS:.0f} s")
+
+
+def printed_settings(engine: str, store: Path, mount: Path) -> str:
+    """Return what `kvfs env` prints for an engine on the mount."""
+    return kvfs("env", engine, "--store", str(store), "--mount", str(mount), "--bucket", BUCKET)

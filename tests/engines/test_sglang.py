@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engines.doors import BUCKET, Gateway
+from tests.engines.doors import BUCKET, Gateway, printed_settings
 from tests.engines.engine_process import EngineProcess, engine_process, require_engines
 
 pytestmark = [pytest.mark.slow, pytest.mark.fuse]
@@ -192,3 +193,18 @@ def test_its_cleaner_of_nixl_files_sees_true_space_and_takes_the_oldest(
     assert writer.ask("clean", directory=str(directory), high=used - one_page / 2, low=low)
     found = [bool(reader.ask("exists", seeds=[seed])) for seed in seeds]
     assert found == [True, False, False, False, True, True, True, True]
+
+
+def test_the_settings_that_env_prints_are_taken(
+    processes: list[EngineProcess], bucket: Path, store: Path
+) -> None:
+    lines = printed_settings("sglang-nixl", store, bucket.parent).splitlines()
+    file = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
+    (variable,) = (line.split()[0] for line in lines if line.startswith("SGLANG_"))
+    name, _, directory = variable.partition("=")
+    assert name == "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
+    request = {"kind": "nixl", "directory": directory, "extra": tomllib.loads(file)}
+    started = [process.ask("start", **request) for process in processes]
+    assert [each["direct"] for each in started] == [True] * 3
+    stored = processes[0].ask("store", seeds=[91])
+    assert processes[1].ask("load", seeds=[91]) == stored

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.engines.doors import BUCKET, Gateway
+from tests.engines.doors import BUCKET, Gateway, printed_settings
 from tests.engines.engine_process import EngineProcess, engine_process, require_engines
 from tests.mount_fixture import wait_until
 
@@ -175,3 +176,16 @@ def test_i1_a_killed_engine_leaves_whole_blocks_or_nothing(
     assert loaded["success"]
     assert loaded["digests"] == engines.reader.ask("store", seeds=whole)["digests"]
     assert not [name for name in files_below(root) if name.endswith(".tmp")]
+
+
+def test_the_settings_that_env_prints_are_those_of_the_tier(
+    engines: Engines, bucket: Path, store: Path, seeds: list[int]
+) -> None:
+    command = shlex.split(printed_settings("vllm", store, bucket.parent).splitlines()[-1])
+    config = json.loads(command[-1])["kv_connector_extra_config"]
+    (tier,) = config["secondary_tiers"]
+    assert tier.pop("type") == "fs"
+    root = tier.pop("root_dir")
+    assert Path(root) == bucket / "vllm"
+    assert engines.plain.ask("start", root=root, more=tier)["use_o_direct"]
+    assert engines.plain.ask("store", seeds=seeds)["success"]

@@ -94,13 +94,13 @@ def spec_of(block_bytes: int) -> Spec:
 class Tier:
     """One tier over a primary tier of `blocks` blocks in this process's memory."""
 
-    def __init__(self, root: str, block_bytes: int, blocks: int) -> None:
+    def __init__(self, settings: dict[str, Any], block_bytes: int, blocks: int) -> None:
         self.block_bytes = block_bytes
         # Page-aligned, as vLLM's own region of shared memory is.
         self.memory = np.frombuffer(mmap.mmap(-1, blocks * block_bytes), dtype=np.uint8)
         self.memory = self.memory.reshape(blocks, block_bytes)
         self.manager = FileSystemTierManager(
-            spec_of(block_bytes), memoryview(self.memory), "fs", root_dir=root
+            spec_of(block_bytes), memoryview(self.memory), "fs", **settings
         )
         self.next_job = 0
 
@@ -132,9 +132,11 @@ def key_of(seed: int) -> OffloadKey:
     return make_offload_key(hashlib.sha256(str(seed).encode()).digest(), 0)
 
 
-def start(root: str, block_bytes: int = 1 << 20, blocks: int = 16) -> dict[str, Any]:
+def start(
+    root: str, block_bytes: int = 1 << 20, blocks: int = 16, more: dict[str, Any] | None = None
+) -> dict[str, Any]:
     global tier
-    tier = Tier(root, block_bytes, blocks)
+    tier = Tier({"root_dir": root, **(more or {})}, block_bytes, blocks)
     return {
         "use_o_direct": tier.manager._use_o_direct,
         "has_extension": io._HAS_FSIO_C,

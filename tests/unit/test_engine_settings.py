@@ -44,3 +44,9 @@ def test_lmcache_speaks_to_the_listener_that_stands_for_one_bucket() -> None:
 def test_an_unknown_engine_is_told_the_known_ones() -> None:
     with pytest.raises(InvalidArgument, match="lmcache"):
         settings_of("lmcash", DOORS)
+
+
+def test_mooncake_gets_the_directory_that_it_does_not_make_itself() -> None:
+    make, start = (shlex.split(line) for line in settings_of("mooncake", DOORS).splitlines()[1:])
+    assert make == ["mkdir", "-p", "/mnt/kvfs/kv/mooncake"]
+    assert start[1:] == ["--root_fs_dir=/mnt/kvfs/kv/mooncake", "--cluster_id=kvfs"]

@@ -179,7 +179,8 @@ def _nixl(doors: Doors) -> str:
 
 def _mooncake(doors: Doors) -> str:
     return f"""\
-# Mooncake store, through the mount:
+# Mooncake store, through the mount; its clients refuse to start where the directory is missing.
+mkdir -p {doors.directory}/mooncake
 mooncake_master --root_fs_dir={doors.directory}/mooncake --cluster_id=kvfs"""
 
 
