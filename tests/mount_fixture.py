@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from kvfs.clock import SystemClock
 from kvfs.errors import KvfsError
@@ -26,6 +29,13 @@ CAPACITY = 2 << 30
 PATIENCE_SECONDS = 20.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def missing_program(name: str) -> pytest.MarkDecorator:
+    """Return the mark of tests that need a program of the system."""
+    return pytest.mark.skipif(
+        shutil.which(name) is None, reason=f"{name} is not installed: tools/install-system-packages"
+    )
 
 
 def transports() -> list[str]:

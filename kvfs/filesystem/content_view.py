@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from kvfs.filesystem.mount_state import blocks_of, os_error
+from kvfs.filesystem.mount_state import OWNER, OWNER_GROUP, blocks_of, os_error
 from kvfs.filesystem.records import Attributes, DirectoryRow, EntryReply
 from kvfs.model import Digest, Kind
 from kvfs.store.store import Store
@@ -186,4 +186,4 @@ def is_shelf(nodeid: int) -> bool:
 
 
 def _looks(nodeid: int, mode: int, size: int) -> Attributes:
-    return Attributes(nodeid, mode, 1, 0, 0, size, blocks_of(size), 0, 0, 0)
+    return Attributes(nodeid, mode, 1, OWNER, OWNER_GROUP, size, blocks_of(size), 0, 0, 0)

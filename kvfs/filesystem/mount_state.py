@@ -21,6 +21,10 @@ from kvfs.filesystem.records import FILE_TYPES, SECTOR_BYTES, TIMEOUT_S, Attribu
 from kvfs.model import ChildName, Entry
 from kvfs.store.store import Store
 
+OWNER, OWNER_GROUP = os.geteuid(), os.getegid()
+"""Whose mount this is. What the store holds as root's (what other doors made, the root directory)
+is shown as theirs: a user's own mount would otherwise be closed to that user."""
+
 
 def os_error(number: int) -> OSError:
     """Return the OSError that carries `number` and the system's sentence for it."""
@@ -44,8 +48,8 @@ def attributes_of(entry: Entry, ino: int, stored_bytes: int) -> Attributes:
         ino=ino,
         mode=FILE_TYPES[entry.kind] | entry.mode,
         nlink=entry.nlink,
-        uid=entry.uid,
-        gid=entry.gid,
+        uid=entry.uid or OWNER,
+        gid=entry.gid or OWNER_GROUP,
         size=SECTOR_BYTES if entry.is_directory else entry.size,
         blocks=8 if entry.is_directory else blocks_of(stored_bytes),
         atime_ns=atime_ns,
