@@ -369,12 +369,16 @@ class Writing:
             writing.failure = writing.failure or errno_of(error)
             raise
 
-    def _seal(self, writing: WritingFile, staging: Staging, options: PutOptions) -> Entry:
-        """Publish the bytes, or a row that shares those of a whole copy. Runs in a thread."""
-        assert writing.place is not None, "only a file with a name is published"
+    def _seal(
+        self, writing: WritingFile, staging: Staging, place: ChildName, options: PutOptions
+    ) -> Entry:
+        """Publish the bytes, or a row that shares those of a whole copy. Runs in a thread.
+
+        place: as it was when the close came; the name may be removed meanwhile.
+        """
         copied = writing.copied
         if copied is not None and copied.is_complete() and is_untouched(staging.fd, copied):
-            entry = self._store.share(copied.view, writing.place, options)
+            entry = self._store.share(copied.view, place, options)
             if entry is not None:
                 staging.close()
                 return entry
@@ -382,7 +386,7 @@ class Writing:
             writing.copied = None
             staging.ensure(staging.size)
             fill(staging.fd, copied)
-        return self._store.publish(staging, writing.place, options)
+        return self._store.publish(staging, place, options)
 
     async def sync(self, writing: WritingFile) -> None:
         async with writing.lock:
@@ -408,7 +412,7 @@ class Writing:
             options = replace(options, mtime_ns=found.st_mtime_ns)
         writing.sealing, writing.staging = found, None
         try:
-            entry = await self._in_thread(self._seal, writing, staging, options)
+            entry = await self._in_thread(self._seal, writing, staging, writing.place, options)
         except (KvfsError, OSError) as error:
             writing.failure = writing.failure or errno_of(error)
             await self.discard(writing)

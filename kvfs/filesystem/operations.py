@@ -8,9 +8,10 @@ Must hold: between two awaits nothing else runs, so a table is read and changed 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 
 from kvfs.aio import BlockingCalls
@@ -199,17 +200,28 @@ class Operations:
         state.require_writable()
         place = ChildName(state.inodes.get(parent).inode, name)
         state.pending.drop_credits(place)
-        try:
-            removed = await state.calls.run(state.store.unlink, place)
-        except NotFound:
-            writing = state.pending.own_hidden(place, caller.thread)
-            if writing is None:
-                raise
-            state.pending.move_writer(writing, None)
-            return
-        for writing in state.pending.writers(place):
-            if writing.inode == removed.inode:
+        async with self._settled(place):
+            try:
+                removed = await state.calls.run(state.store.unlink, place)
+            except NotFound:
+                writing = state.pending.own_hidden(place, caller.thread)
+                if writing is None:
+                    raise
                 state.pending.move_writer(writing, None)
+                return
+            for writing in state.pending.writers(place):
+                if writing.inode == removed.inode:
+                    state.pending.move_writer(writing, None)
+
+    @contextlib.asynccontextmanager
+    async def _settled(self, place: ChildName) -> AsyncIterator[None]:
+        """Keep files published under `place`, and still open, from being published again meanwhile:
+        the name would come back."""
+        async with contextlib.AsyncExitStack() as locks:
+            for writing in self._state.pending.writers(place):
+                if writing.inode and not writing.is_hidden:
+                    await locks.enter_async_context(writing.lock)
+            yield
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         state = self._state
@@ -242,13 +254,14 @@ class Operations:
         renamer = Creator(caller.thread, 0)
         if state.pending.has_credits(source):
             renamer = Creator(caller.thread, state.processes.group_of(caller.thread))
-        try:
-            await state.calls.run(state.store.rename, source, target, mode=mode)
-        except NotFound:
-            await self._rename_absent(source, target, renamer)
-            return
-        state.pending.use_credit(source, renamer)
-        self._move_openers(source, target, mode, caller)
+        async with self._settled(source):
+            try:
+                await state.calls.run(state.store.rename, source, target, mode=mode)
+            except NotFound:
+                await self._rename_absent(source, target, renamer)
+                return
+            state.pending.use_credit(source, renamer)
+            self._move_openers(source, target, mode, caller)
 
     async def _rename_absent(self, source: ChildName, target: ChildName, renamer: Creator) -> None:
         state = self._state
@@ -328,10 +341,16 @@ class Operations:
     async def _apply(self, node: Node, change: AttributeChange) -> None:
         """Change the published inode, and what the file being written will be published with."""
         writing = node.writing
-        if writing is not None and writing.kept is None:
-            writing.options = _with_change(writing.options, change)
-        if writing is not None and writing.is_hidden:
+        if writing is None:
+            await self._apply_published(node, change)
             return
+        async with writing.lock:  # a publish on its way would make another inode of it
+            if writing.kept is None:
+                writing.options = _with_change(writing.options, change)
+            if not writing.is_hidden:
+                await self._apply_published(node, change)
+
+    async def _apply_published(self, node: Node, change: AttributeChange) -> None:
         if self._state.store.stat_inode(node.inode) is not None:
             await self._state.calls.run(self._state.store.set_attributes, node.inode, change)
 

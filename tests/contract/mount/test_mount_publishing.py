@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import mmap
 import os
 import signal
@@ -230,6 +231,35 @@ def test_a_mapping_that_outlives_its_descriptor_is_published_with_all_it_was_giv
     mapping.close()
     wait_until(lambda: path.read_bytes()[100:104] == b"late")
     assert path.read_bytes()[:5] == b"early"
+
+
+@pytest.mark.parametrize("step", ["unlink", "rename"])
+def test_a_name_that_is_gone_does_not_come_back_by_a_mapping_that_ends(
+    mounted: Mounted, bucket: Path, step: str
+) -> None:
+    """Its end has the file sealed once more, at the very moment when the name is taken away."""
+    path, moved = bucket / "mapped", bucket / "moved"
+    for number in range(3):
+        before = known_inodes(mounted)
+        with path.open("w+b") as file:
+            file.truncate(64 * MIB)  # which takes its time to hash
+            mapping = mmap.mmap(file.fileno(), 64 * MIB)
+        mapping[:8] = b"%08d" % number
+        mapping.close()
+        if step == "unlink":
+            path.unlink()
+            wait_until(lambda count=before: known_inodes(mounted) <= count)
+            assert os.listdir(bucket) == []
+        else:
+            path.rename(moved)
+            wait_until(lambda value=b"%08d" % number: moved.read_bytes()[:8] == value)
+            assert os.listdir(bucket) == ["moved"]
+
+
+def known_inodes(mounted: Mounted) -> int:
+    """How many inodes the daemon keeps: one that is open, or being sealed, is among them."""
+    status = json.loads((mounted.root / ".kvfs" / "status.json").read_text())
+    return int(status["kvfs_mount_inodes"])
 
 
 def test_overwriting_leaves_readers_their_old_bytes(bucket: Path) -> None:
