@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvfs.filesystem.handles import fallocate
 from kvfs.model import Digest
 from kvfs.open_store import open_store
 from tests.mount_fixture import Mounted
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.fuse
 
 MIB = 1 << 20
 PAGE = 4096
+KEEP_SIZE, PUNCH_HOLE = 1, 2
 
 
 def aligned(length: int) -> mmap.mmap:
@@ -188,6 +190,24 @@ def test_preallocation_works_or_says_that_it_does_not(mounted: Mounted, bucket: 
     assert os.fstat(fd).st_size == MIB
     os.close(fd)
     assert path.read_bytes() == bytes(MIB)
+
+
+def test_a_punched_hole_reads_as_zeros_and_gives_its_blocks_back(
+    mounted: Mounted, bucket: Path
+) -> None:
+    path, value = bucket / "f", os.urandom(4 * MIB)
+    with path.open("w+b", buffering=0) as file:
+        file.write(value)
+        if mounted.transport == "pyfuse3":
+            with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+                fallocate(file.fileno(), PUNCH_HOLE | KEEP_SIZE, MIB, MIB)
+            return
+        os.fsync(file.fileno())
+        blocks = os.fstat(file.fileno()).st_blocks
+        fallocate(file.fileno(), PUNCH_HOLE | KEEP_SIZE, MIB, MIB)
+        assert blocks * 512 - os.fstat(file.fileno()).st_blocks * 512 >= MIB
+        assert os.fstat(file.fileno()).st_size == 4 * MIB
+    assert path.read_bytes() == value[:MIB] + bytes(MIB) + value[2 * MIB :]
 
 
 def test_an_unnamed_file_appears_whole_when_it_is_linked(mounted: Mounted, bucket: Path) -> None:

@@ -188,6 +188,8 @@ def test_lifetime_and_pin_are_set_through_attributes(bucket: Path) -> None:
     path.write_bytes(b"x")
     os.setxattr(path, "user.kvfs.ttl", b"15m")
     os.setxattr(path, "user.kvfs.pin", b"hard")
+    os.setxattr(path, "user.kvfs.ttl_class", b"7")
+    assert os.getxattr(path, "user.kvfs.ttl_class") == b"7"
     assert os.getxattr(path, "user.kvfs.ttl") == b"900"
     assert os.getxattr(path, "user.kvfs.pin") == b"hard"
     assert int(os.getxattr(path, "user.kvfs.expires_at")) > 900
@@ -221,6 +223,18 @@ def test_a_name_that_another_door_makes_and_removes_is_seen(mounted: Mounted, bu
         wait_until(lambda: path.read_bytes() == b"other bytes", seconds=2)
         store.delete(place)
         wait_until(lambda: not path.exists(), seconds=2)
+
+
+def test_absence_is_never_believed_for_longer_than_it_lasts(mounted: Mounted, bucket: Path) -> None:
+    with open_store(mounted.store) as store:
+        for number in range(20):
+            path = bucket / f"block-{number}"
+            for _ in range(3):
+                assert not path.exists()
+                with pytest.raises(FileNotFoundError):
+                    os.close(os.open(path, os.O_RDONLY))
+            store.put(ObjectPath(os.fsencode(bucket.name), os.fsencode(path.name)), b"there")
+            assert path.read_bytes() == b"there"  # at once, not within a second
 
 
 def test_what_the_mount_writes_is_the_object_of_that_key(mounted: Mounted, bucket: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount_fixture import (
+    Mounted,
     end_process,
     run_python,
     start_python,
