@@ -68,6 +68,8 @@ class QuickAnswers:
             Opcode.GETATTR: self._getattr,
             Opcode.OPEN: self._open,
             Opcode.RELEASE: self._release,
+            Opcode.IOCTL: self._ioctl,
+            Opcode.GETXATTR: self._getxattr,
         }
 
     def answer(self, message: memoryview) -> bytes | None:
@@ -159,3 +161,16 @@ class QuickAnswers:
             self._backing.close(surplus.backing_id)
             surplus.reading.close()
         return wire.encode_reply(unique)
+
+    @staticmethod
+    def _ioctl(unique: int, _nodeid: int, _thread: int, _body: memoryview) -> bytes | None:
+        """Python asks of every file it opens whether it is a terminal."""
+        return wire.encode_error(unique, errno.ENOTTY)
+
+    @staticmethod
+    def _getxattr(unique: int, _nodeid: int, _thread: int, body: memoryview) -> bytes | None:
+        """`ls -l` and `cp` ask for security.* and system.* of every file: there are only user.*."""
+        name = wire.decode_name(body[wire.SIZES.size :])
+        if name is None or name.startswith(b"user."):
+            return None
+        return wire.encode_error(unique, errno.ENODATA)

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import stat
 from collections.abc import Awaitable, Callable
 
@@ -48,6 +49,9 @@ MAX_IN_FLIGHT = 64
 """Requests that wait at one time, each with a buffer (touched only as far as it was filled)."""
 TURNS = 16
 """Requests served before other tasks get a turn."""
+PATIENCE_MS = 1
+"""How long to wait for the next request without trio, while nothing else is in flight that it could
+bring on: 7.5 us a request instead of 10.6, and half of that CPU. A timer may be so much late."""
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 
 WANTED = (
@@ -85,7 +89,6 @@ PROMPT = frozenset(
         Opcode.FSYNCDIR,
         Opcode.INIT,
         Opcode.DESTROY,
-        Opcode.IOCTL,
         Opcode.ACCESS,
     }
 )
@@ -174,14 +177,19 @@ class KernelSession:
     async def _read_requests(self, nursery: trio.Nursery) -> None:
         buffer = bytearray(BUFFER_BYTES)
         turns = 0
+        waiting = select.poll()
+        waiting.register(self._device, select.POLLIN)
         while True:
             length = self._receive(buffer)
             if length < 0:
                 return
-            turns = turns + 1 if length else 0
             if not length:
+                if self._slots.value == MAX_IN_FLIGHT and waiting.poll(PATIENCE_MS):
+                    continue
+                turns = 0
                 await trio.lowlevel.wait_readable(self._device)
                 continue
+            turns += 1
             message = memoryview(buffer)[:length]
             reply = self._quick.answer(message)
             request = None if reply is not None else self._decode(message)
@@ -299,7 +307,6 @@ class KernelSession:
             Opcode.READDIRPLUS: self._readdirplus,
             Opcode.RELEASEDIR: self._releasedir,
             Opcode.FSYNCDIR: _nothing,
-            Opcode.IOCTL: _no_terminal,
             Opcode.DESTROY: _nothing,
         }
 
@@ -526,11 +533,6 @@ def is_prompt(request: Request) -> bool:
 
 async def _nothing(request: Request) -> bytes:
     return b""
-
-
-async def _no_terminal(request: Request) -> bytes:
-    """Python asks of every file it opens whether it is a terminal."""
-    raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
 
 def _caller(request: Request) -> Caller:

@@ -208,9 +208,21 @@ def test_a_name_that_is_none_is_left_to_the_decoder(mounting: Mounting, body: by
     assert mounting.ask(Opcode.LOOKUP, mounting.folder, body) is None
 
 
+def test_attributes_of_others_and_terminals_are_denied_at_once(mounting: Mounting) -> None:
+    none = wire.encode_error(UNIQUE, errno.ENODATA)
+    for name in (b"security.capability", b"system.posix_acl_access"):
+        assert mounting.ask(Opcode.GETXATTR, mounting.folder, bytes(8) + name + b"\0") == none
+        with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):  # as the long way says
+            trio.run(mounting.operations.getxattr, mounting.folder, name)
+    assert mounting.ask(Opcode.GETXATTR, mounting.folder, bytes(8) + b"user.a\0") is None
+    terminal = mounting.ask(Opcode.IOCTL, mounting.folder, bytes(32))
+    assert terminal == wire.encode_error(UNIQUE, errno.ENOTTY)
+
+
 def test_a_message_cut_short_is_left_to_the_decoder(mounting: Mounting) -> None:
     for opcode in Opcode:
-        assert mounting.ask(opcode, mounting.folder, b"") is None or opcode is Opcode.GETATTR
+        answer = mounting.ask(opcode, mounting.folder, b"")
+        assert answer is None or opcode in (Opcode.GETATTR, Opcode.IOCTL), "they read no body"
         assert mounting.ask(opcode, mounting.folder, b"block\0", extensions=1) is None
     assert mounting.quick.answer(memoryview(b"short")) is None
 
