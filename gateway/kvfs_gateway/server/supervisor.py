@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 STEADY_SECONDS = 10.0
-"""A worker that lived this long begins anew with the shortest pause."""
+"""A worker that lived this long is replaced without a pause."""
 
 
 @dataclass(slots=True)
@@ -119,6 +119,7 @@ class Supervisor:
                     return
             if trio.current_time() - started > STEADY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
+                continue
             await trio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
