@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bench.cases.mount import MIB, mounted
+from bench.mounting import MIB, mounted
 from bench.report import Context, Measurement, throughput_gb_s
 from kvfs.codec.digest import digest_file
 
@@ -25,8 +25,8 @@ PIECES = 64
 
 def bench_slab__1MiB_at_random(context: Context) -> Iterator[Measurement]:
     for transport in ("kernel", "pyfuse3"):
-        with mounted(context, transport) as folder:
-            ours, native = folder / "slab", context.directory / f"slab-{transport}"
+        with mounted(context, transport) as mount:
+            ours, native = mount.folder / "slab", context.directory / f"slab-{transport}"
             for path in (ours, native):
                 with path.open("xb", buffering=0) as file:
                     os.ftruncate(file.fileno(), SLAB_BYTES)
@@ -47,9 +47,12 @@ def bench_slab__1MiB_at_random(context: Context) -> Iterator[Measurement]:
 
 def bench_block__rewritten_in_place(context: Context) -> Iterator[Measurement]:
     for transport in ("kernel", "pyfuse3"):
-        with mounted(context, transport) as folder:
+        with mounted(context, transport) as mount:
             for size_mib in (1, 4, 32):
-                ours, native = folder / f"{size_mib}", context.directory / f"{transport}{size_mib}"
+                ours, native = (
+                    mount.folder / f"{size_mib}",
+                    context.directory / f"{transport}{size_mib}",
+                )
                 value = bytearray(os.urandom(size_mib * MIB))
                 ours.write_bytes(value)
                 native.write_bytes(value)
