@@ -281,6 +281,12 @@ class StoreUsage:
     """Sum of the sizes of all names (before deduplication and compression)."""
     object_count: int
     block_count: int
+    hits_total: int = 0
+    """Lookups that found an object, by all processes since the store was made."""
+    misses_total: int = 0
+    opens_total: int = 0
+    opened_bytes_total: int = 0
+    """Sum of the sizes of what was opened."""
 
 
 @dataclass(frozen=True, slots=True)

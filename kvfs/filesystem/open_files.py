@@ -67,6 +67,7 @@ class OpenFiles:
         state.require_writable()
         directory = state.inodes.get(parent)
         place = ChildName(directory.inode, check_name(name))
+        state.store.take_back_miss(place)
         existing = state.store.find_child(place.parent, name)
         if existing is None and flags & os.O_EXCL and state.pending.writers(place):
             raise os_error(errno.EEXIST)

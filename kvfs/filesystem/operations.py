@@ -111,7 +111,9 @@ class Operations:
         # be evicted before they open it.
         entry = state.store.find_child(place.parent, name, touch=True)
         if entry is None:
-            return self._lookup_absent(place, caller)
+            reply = self._lookup_absent(place, caller)
+            state.store.take_back_miss(place)
+            return reply
         node = state.inodes.for_inode(entry.inode)
         overwrite = state.pending.find_overwrite(caller.thread, place)
         if overwrite is not None and entry.is_file:
@@ -175,6 +177,7 @@ class Operations:
         above = state.entry(directory)
         gid = above.gid if above.mode & 0o2000 else caller.gid
         place = ChildName(directory.inode, check_name(name))
+        state.store.take_back_miss(place)
         bits = (mode & 0o7777) | (above.mode & 0o2000)
         entry = await state.calls.run(state.store.mkdir, place, mode=bits, uid=caller.uid, gid=gid)
         return state.reply(state.inodes.for_inode(entry.inode), entry)
@@ -183,6 +186,7 @@ class Operations:
         state = self._state
         state.require_writable()
         place = ChildName(state.inodes.get(parent).inode, check_name(name))
+        state.store.take_back_miss(place)
         entry = await state.calls.run(
             state.store.symlink, place, target, uid=caller.uid, gid=caller.gid
         )
@@ -251,6 +255,7 @@ class Operations:
         source = ChildName(state.inodes.get(parent).inode, name)
         target = ChildName(state.inodes.get(new_parent).inode, check_name(new_name))
         mode = _rename_mode(flags)
+        state.store.take_back_miss(target)
         renamer = Creator(caller.thread, 0)
         if state.pending.has_credits(source):
             renamer = Creator(caller.thread, state.processes.group_of(caller.thread))
@@ -304,6 +309,7 @@ class Operations:
         state.require_writable()
         node = state.inodes.get(nodeid)
         target = ChildName(state.inodes.get(new_parent).inode, check_name(new_name))
+        state.store.take_back_miss(target)
         if node.writing is not None and node.writing.is_hidden:
             await self.files.link_unpublished(node, node.writing, target)
         else:

@@ -6,7 +6,7 @@ carries its correction, which runs in the write transaction that scanned. Knows 
 Holds (what is checked): a name and its inode know each other; nlink counts names; a directory
 counts its live children; lru and expiry hold exactly the rows' places; refs = inodes with that
 digest; a mutable inode has its file's row; trash and live are disjoint; usage, resident, granted
-and the counts are sums of rows.
+and the counts are sums of rows; the counts of uses can be read.
 Cost: every row once, and one dictionary entry a digest (about 150 bytes).
 """
 
@@ -41,6 +41,8 @@ from kvfs.model import MAX_KEY_LENGTH, ROOT_INODE, Codec, Digest, Kind, Namespac
 from kvfs.store.block_files import sectors
 from kvfs.store.findings import Finding, Fix, Severity
 from kvfs.store.objects import put_trash, release_file
+from kvfs.store.use_counts import KEY as USES_KEY
+from kvfs.store.use_counts import unpack_uses
 
 MAX_FINDINGS = 10_000
 """Reported at most; a store with more is beyond a list (I8). A repair goes round again."""
@@ -68,6 +70,7 @@ def scan_index(txn: ReadTransaction, capacity_bytes: int) -> Iterator[Finding]:
         yield from _links(txn)
         yield from _namespaces(txn, sums)
         yield from _blocks(txn, sums, capacity_bytes)
+        _ = [unpack_uses(raw) for _, raw in txn.rows("meta", USES_KEY)]
     except _BAD_ROW as error:
         yield from _unreadable_rows(txn, error)
 
@@ -383,7 +386,7 @@ def _unreadable_rows(txn: ReadTransaction, error: Exception) -> Iterator[Finding
     unpackers: tuple[tuple[str, bytes, Callable[[bytes], object]], ...] = (
         ("dirents", b"", unpack_dirent), ("inodes", b"", unpack_inode),
         ("blocks", b"", unpack_block), ("meta", NAMESPACE_PREFIX, unpack_namespace),
-        ("meta", FILE_PREFIX, unpack_file),
+        ("meta", FILE_PREFIX, unpack_file), ("meta", USES_KEY, unpack_uses),
     )  # fmt: skip
     for table, prefix, unpack in unpackers:
         for key, raw in txn.rows(table, prefix):

@@ -46,6 +46,7 @@ from kvfs.store.mutable_files import MutableFiles
 from kvfs.store.objects import find_inode, find_namespace
 from kvfs.store.read_view import ReadView
 from kvfs.store.trust import Trust
+from kvfs.store.use_counts import Uses
 
 MAX_OPEN_ATTEMPTS = 5
 """A file that vanished between lookup and open was evicted or replaced: the name may mean another
@@ -68,12 +69,18 @@ class Reader:
     """Lookups, listings and opening. Thread-safe."""
 
     def __init__(
-        self, context: StoreContext, access: AccessTimes, trust: Trust, files: MutableFiles
+        self,
+        context: StoreContext,
+        access: AccessTimes,
+        uses: Uses,
+        trust: Trust,
+        files: MutableFiles,
     ) -> None:
         self._context = context
         self._files = files
         self._index = context.index
         self._access = access
+        self._uses = uses
         self._trust = trust
 
     def find(self, place: Place, *, touch: bool = False) -> Entry | None:
@@ -84,7 +91,10 @@ class Reader:
             entry = self._index.find_file(place.namespace, place.key)
         else:
             entry = self._find_slowly(place)
-        return self._as_it_is(entry, touch=touch)
+        found = self._as_it_is(entry, touch=touch)
+        if found is None and touch:
+            self._uses.missed()
+        return found
 
     def find_child(self, parent: int, name: bytes, *, touch: bool = False) -> Entry | None:
         """Return what the mount shows under `name` in `parent`, or None (absent or expired)."""
@@ -92,7 +102,10 @@ class Reader:
             entry = self._find_slowly(ChildName(parent, name))
         else:
             entry = self._index.find_child(parent, name)
-        return self._as_it_is(entry, touch=touch)
+        found = self._as_it_is(entry, touch=touch)
+        if found is None and touch:
+            self._uses.missed((parent, name))
+        return found
 
     def _as_it_is(self, entry: Entry | None, *, touch: bool = False) -> Entry | None:
         """Return the entry if it is live, of a mutable file as the file is now."""
@@ -100,6 +113,7 @@ class Reader:
             return None
         if touch:
             self._access.note(entry.inode, self._context.now_s())
+            self._uses.found(entry)
         return self._files.live(entry) if entry.is_mutable else entry
 
     def _find_slowly(self, place: Place) -> Entry | None:
@@ -178,6 +192,7 @@ class Reader:
         if now.digest != entry.digest or block.generation != view.generation:
             return False
         self._access.note(entry.inode, self._context.now_s())
+        self._uses.opened(entry.size)
         return True
 
     def open_block(self, digest: Digest) -> ReadView:
@@ -282,6 +297,7 @@ class Reader:
             os.close(descriptor)
             raise
         self._access.note(entry.inode, self._context.now_s())
+        self._uses.opened(entry.size)
         return view
 
     def _is_good(self, digest: Digest, block: BlockRow, salt: bytes, descriptor: int) -> bool:

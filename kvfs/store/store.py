@@ -65,6 +65,7 @@ from kvfs.store.staging import Staging
 from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
 from kvfs.store.uploads import CompletePart, Uploads
+from kvfs.store.use_counts import UseCounts, Uses, read_uses
 
 COPY_PIECE = 8 << 20
 
@@ -89,12 +90,13 @@ class Store:
         self._close_lock = threading.Lock()
         self._is_closed = False
         self._access = AccessTimes(context)
+        self._uses = Uses(context)
         self._trust = Trust(context)
         self._trash = Trash(context, has_background=background)
         self._housekeeping = Housekeeping(context, self._access, self._trash)
         self._space = Space(context, self._housekeeping.evict)
         self._files = MutableFiles(context, self._space, self._trash, self._access)
-        self._reader = Reader(context, self._access, self._trust, self._files)
+        self._reader = Reader(context, self._access, self._uses, self._trust, self._files)
         self._publisher = Publisher(context, self._space, self._trash, self._trust)
         self._recoder = Recoder(context, self._space, self._trash, self._trust)
         self._scrubber = Scrubber(context, self._trust)
@@ -151,6 +153,7 @@ class Store:
         with self._context.index.read() as txn:
             counters = txn.counters()
             rows = [row for _, row in txn.namespaces()]
+            uses = self._uses.sums(txn)
         return StoreUsage(
             self._context.capacity_bytes,
             counters.resident,
@@ -158,15 +161,35 @@ class Store:
             sum(row.logical_bytes for row in rows),
             sum(row.object_count for row in rows),
             counters.block_count,
+            uses.hits,
+            uses.misses,
+            uses.opens,
+            uses.opened_bytes,
         )
+
+    def recent_uses(self, window_s: int) -> UseCounts:
+        """Return what all processes were asked in the last seconds (ten minutes at most).
+
+        What a process has not written down yet (up to 10 s) is not in it.
+        """
+        with self._context.index.read() as txn:
+            return read_uses(txn).since(self._context.now_s() - window_s)
+
+    def take_back_miss(self, place: ChildName) -> None:
+        """Say that the last lookup of an absent name was on the way to making it: no miss."""
+        self._uses.take_back(place.parent, place.name)
 
     def flush(self) -> None:
         """Write access times, empty the trash, and make everything committed survive power loss."""
         if self._context.is_read_only:
             return
-        self._access.flush()
+        self._flush_notes()
         self._trash.empty_waiting()
         self._trust.sync()
+
+    def _flush_notes(self) -> None:
+        self._access.flush()
+        self._uses.flush()
 
     def close(self) -> None:
         """Flush and close; the last process out marks the stop as clean. Idempotent."""
@@ -650,7 +673,7 @@ class Store:
         steps = [
             Step("trash", 1.0, self._trash.empty_waiting),
             Step("sync", SYNC_EVERY_S, self._trust.sync),
-            Step("access times", FLUSH_EVERY_S, self._access.flush),
+            Step("access times", FLUSH_EVERY_S, self._flush_notes),
             Step("mutable files", FLUSH_EVERY_S, self._files.settle_all),
             Step("clock", CLOCK_EVERY_S, self._housekeeping.keep_time),
             Step("expiry", EXPIRE_EVERY_S, self.expire),

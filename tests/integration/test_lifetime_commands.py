@@ -108,12 +108,13 @@ def test_top_shows_hits_prefixes_and_what_goes_next(
             opened.put(ObjectPath(b"kv", b"chat/%d" % number), b"x" * 5000)
             clock.advance(1)
         clock.advance(80)
-        opened.find(ObjectPath(b"kv", b"chat/0"), touch=True)
+        for key in (b"chat/0", b"chat/0", b"chat/0", b"absent"):
+            opened.find(ObjectPath(b"kv", key), touch=True)
         opened.put(ObjectPath(b"kv", b"new"), b"z")
     assert kvfs(tmp_path / "t", "top", "--once", "--json") is ExitCode.OK
     shown = json.loads(capsys.readouterr().out)
     assert (shown["used_objects"], shown["written_objects"]) == (1, 1)
-    assert shown["hit_ratio"] == 0.5
+    assert (shown["hits"], shown["misses"], shown["hit_ratio"]) == (3, 1, 0.75)
     assert shown["hottest_prefixes"] == [{"prefix": "kv/chat/", "used_objects": 1}]
     going = [each["path"] for each in shown["next_evictions"]]
     assert going[:3] == ["kv/chat/1", "kv/chat/2", "kv/chat/3"]

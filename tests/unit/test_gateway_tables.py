@@ -6,6 +6,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 import kvfs.errors
+from kvfs.model import StoreUsage
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.operations import Operation
 from kvfs_gateway.server.dispatch import HANDLERS
@@ -56,9 +57,13 @@ def test_metrics_of_all_workers_are_summed() -> None:
         metrics = WorkerMetrics(fd, worker)
         metrics.count_request(Operation.HEAD_OBJECT, 404, 100, 7, 0.002)
         metrics.count_connection(1)
+        metrics.set_usage(StoreUsage(1, 2, 3, 4, 5, 6, hits_total=7, misses_total=8))
     text = shared.render()
     assert 'kvfs_gateway_requests_total{operation="HeadObject",status="4xx"} 2' in text
     assert "kvfs_gateway_sent_bytes_total 200" in text
     assert "kvfs_gateway_received_bytes_total 14" in text
     assert "kvfs_gateway_connections 2" in text
+    assert "# TYPE kvfs_store_hits_total counter\nkvfs_store_hits_total 7\n" in text
+    assert "kvfs_store_object_count 5\n" in text
+    assert "kvfs_store_misses_total 8\n" in text
     assert 'kvfs_gateway_request_seconds_bucket{operation="HeadObject",le="0.005"} 2' in text

@@ -65,6 +65,10 @@ def _record(
         "logical_bytes": usage.logical_bytes,
         "objects": usage.object_count,
         "blocks": usage.block_count,
+        "hits_total": usage.hits_total,
+        "misses_total": usage.misses_total,
+        "opens_total": usage.opens_total,
+        "opened_bytes_total": usage.opened_bytes_total,
     }
 
 

@@ -1,8 +1,8 @@
 """`kvfs top`: what a store is doing now, live or once.
 
-Owns the comparison of two looks at the index and its picture. Works from the index alone, so it
-sees every process of the machine and disturbs none: an access shows once its process wrote it down
-(within about 10 s), and counts once an interval however often it was repeated.
+Owns a look at the index and its picture. Works from the index alone, so it sees every process of
+the machine and disturbs none: lookups, opens and accesses show once their process wrote them down
+(within about 10 s). The hit rate counts each lookup, the prefixes each object once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from kvfs.model import StoreUsage
 from kvfs.policy.survey import Candidate
 from kvfs.store.lifecycle import load_settings, survey
 from kvfs.store.store import Store
+from kvfs.store.use_counts import UseCounts
 from kvfs_tools.command_store import json_option, open_command_store, store_option
 from kvfs_tools.sizes import render_bytes, render_json_name, render_size
 
 ROWS = 10
+MAX_WINDOW_S = 600
+"""As far back as the store's counts are kept apart."""
 MAX_PREFIXES = 100_000
 """Prefixes kept apart; what comes later is left out (I8)."""
 
@@ -39,6 +42,8 @@ class Look:
 
     now_s: int
     usage: StoreUsage
+    uses: UseCounts
+    """What was asked within the window."""
     written: int = 0
     """Objects written within the window."""
     written_bytes: int = 0
@@ -50,19 +55,10 @@ class Look:
     next_out: list[tuple[bytes, int, int]] = field(default_factory=list)
     """(path, bytes, seconds unused) of what is evicted first."""
 
-    @property
-    def hit_ratio(self) -> float | None:
-        """Of the objects that were used or written, how many were there; None without any.
-
-        A write is what follows a miss in a cache, so this is the hit rate of its objects.
-        """
-        asked = self.used + self.written
-        return self.used / asked if asked else None
-
 
 def look(store: Store, window_s: int) -> Look:
     """Survey the store: what happened within the last `window_s` seconds, and what goes next."""
-    seen = Look(store.context.now_s(), store.usage())
+    seen = Look(store.context.now_s(), store.usage(), store.recent_uses(window_s))
     since_s = seen.now_s - window_s
     hot: Counter[tuple[int, bytes]] = Counter()
 
@@ -91,13 +87,15 @@ def look(store: Store, window_s: int) -> Look:
 @click.command()
 @click.option("--once", is_flag=True, help="Print one picture and exit.")
 @click.option("--interval", default=2.0, show_default=True, help="Seconds between two pictures.")
-@click.option("--window", default=60, show_default=True, help="Seconds that are looked back on.")
+@click.option(
+    "--window", default=60, show_default=True, help="Seconds that are looked back on (600 at most)."
+)
 @store_option
 @json_option
 def top(once: bool, interval: float, window: int, store_path: Path | None, is_json: bool) -> None:
     """Show hit rate, bytes, the hottest prefixes and the next evictions, until Ctrl-C."""
-    if interval <= 0 or window <= 0:
-        raise click.UsageError("--interval and --window must be more than 0.")
+    if interval <= 0 or not 0 < window <= MAX_WINDOW_S:
+        raise click.UsageError("--interval must be more than 0, --window between 1 and 600.")
     if is_json and not once:
         raise click.UsageError("--json prints one document: add --once.")
     with open_command_store(store_path, read_only=True) as store:
@@ -128,7 +126,11 @@ def _document(seen: Look, window_s: int) -> dict[str, object]:
     usage = seen.usage
     return {
         "window_seconds": window_s,
-        "hit_ratio": seen.hit_ratio,
+        "hit_ratio": seen.uses.hit_ratio,
+        "hits": seen.uses.hits,
+        "misses": seen.uses.misses,
+        "opens": seen.uses.opens,
+        "opened_bytes": seen.uses.opened_bytes,
         "used_objects": seen.used,
         "used_bytes": seen.used_bytes,
         "written_objects": seen.written,
@@ -151,10 +153,13 @@ def _document(seen: Look, window_s: int) -> dict[str, object]:
 def _picture(seen: Look, window_s: int) -> Group:
     usage = seen.usage
     held = usage.resident_bytes + usage.reserved_bytes
-    hits = "-" if seen.hit_ratio is None else f"{100 * seen.hit_ratio:.0f} %"
+    uses = seen.uses
+    hits = "-" if uses.hit_ratio is None else f"{100 * uses.hit_ratio:.1f} %"
     head = (
-        f"hit rate {hits}   used {seen.used} ({render_size(seen.used_bytes)})   "
-        f"written {seen.written} ({render_size(seen.written_bytes)})   in {window_s} s\n"
+        f"hit rate {hits}   hits {uses.hits}   misses {uses.misses}   "
+        f"opens {uses.opens} ({render_size(uses.opened_bytes)})   in {window_s} s\n"
+        f"objects  used {seen.used} ({render_size(seen.used_bytes)})   "
+        f"written {seen.written} ({render_size(seen.written_bytes)})\n"
         f"space    {render_size(held)} of {render_size(usage.capacity_bytes)}   "
         f"{usage.object_count} objects\n"
     )

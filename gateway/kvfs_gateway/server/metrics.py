@@ -19,7 +19,10 @@ _OPERATIONS = (*(operation.value for operation in Operation), "none")
 _OPERATION_INDEX = {operation: index for index, operation in enumerate(Operation)}
 _CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
-_GAUGES = ("connections", "capacity_bytes", "resident_bytes", "reserved_bytes", "object_count")
+_GAUGES = (
+    "connections", "capacity_bytes", "resident_bytes", "reserved_bytes", "object_count",
+    "hits_total", "misses_total", "opens_total", "opened_bytes_total",
+)  # fmt: skip
 _TOTALS = ("sent_bytes", "received_bytes", "failures", "starts", "connections_opened")
 
 _NO_OPERATION = len(_OPERATIONS) - 1
@@ -80,14 +83,8 @@ class WorkerMetrics:
 
     def set_usage(self, usage: StoreUsage) -> None:
         """Publish the store's space for the supervisor, which does not open the store."""
-        values = (
-            usage.capacity_bytes,
-            usage.resident_bytes,
-            usage.reserved_bytes,
-            usage.object_count,
-        )
-        for index, value in enumerate(values, start=1):
-            self._row[_GAUGE + index] = value
+        for index, name in enumerate(_GAUGES[1:], start=1):
+            self._row[_GAUGE + index] = getattr(usage, name)
 
     def _add(self, name: str, amount: int) -> None:
         self._row[_TOTAL + _TOTALS.index(name)] += amount
@@ -110,7 +107,8 @@ class SharedMetrics:
         lines += _family("kvfs_gateway_connections", "gauge", [("", connections)])
         for index, name in enumerate(_GAUGES[1:], start=1):
             value = max(self._rows[_GAUGE + index :: ROW])
-            lines += _family(f"kvfs_store_{name}", "gauge", [("", value)])
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines += _family(f"kvfs_store_{name}", kind, [("", value)])
         lines += _family("kvfs_gateway_workers", "gauge", [("", self._workers)])
         return "\n".join(lines) + "\n"
 

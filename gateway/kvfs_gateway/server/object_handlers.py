@@ -165,7 +165,7 @@ async def head_object(call: Call) -> Response:
 async def get_object(call: Call) -> Response:
     """Answer with the object's bytes, or a range of them."""
     service = call.service
-    entry = service.store.find(call.path)
+    entry = service.store.find(call.path, touch=True)
     if entry is None:
         raise miss(call)
     response, extent = read_response(call, entry)

@@ -41,6 +41,27 @@ def test_status_and_metrics_tell_the_same_usage(mounted: Mounted, bucket: Path) 
     assert int(metrics["kvfs_mount_inodes"]) >= 1
 
 
+def test_lookups_of_names_count_and_those_on_the_way_to_a_new_name_do_not(
+    mounted: Mounted, bucket: Path
+) -> None:
+    def counts() -> tuple[int, int, int]:
+        status = json.loads((mounted.root / ".kvfs" / "status.json").read_text())
+        return status["hits_total"], status["misses_total"], status["opens_total"]
+
+    hits, misses, opens = counts()
+    (bucket / "made.tmp").write_bytes(b"x" * 100)
+    (bucket / "made.tmp").rename(bucket / "made")
+    (bucket / "folder").mkdir()
+    (bucket / "to").symlink_to("made")
+    assert counts()[1] == misses
+    for _ in range(3):
+        assert not (bucket / "absent").exists()
+    assert counts()[1] == misses + 3
+    assert (bucket / "made").read_bytes() == b"x" * 100
+    assert counts()[0] >= hits
+    assert counts()[2] == opens + 1
+
+
 def test_the_view_is_not_listed_in_the_root(mounted: Mounted) -> None:
     assert ".kvfs" not in os.listdir(mounted.root)
     assert sorted(os.listdir(mounted.root / ".kvfs")) == ["blocks", "metrics", "status.json"]
