@@ -83,6 +83,10 @@ def _folder(directory: bytes) -> bytes:
     return match[1]
 
 
+MAX_HASH_LENGTH = 128
+_HEX_DIGITS = b"0123456789abcdef"
+_shapes: dict[tuple[bytes, bytes], tuple[Engine, bytes, bytes, bytes]] = {}
+"""What surrounds the hash in names with `@`: (engine, model, group before the hash, and after)."""
 _NUMBERS = rb"(?P<numbers>(?:_[0-9]{1,5}){0,8})"
 
 # model@world@worker@hash@dtype[@layer][@tag%value...][@layer]; the hash may be signed.
@@ -95,10 +99,11 @@ _LMCACHE = _grammar(
     "hash",
     is_below=True,
 )
-# model@kv_rank@group@hash[@salt]; kv_rank = world<<24 | rank<<16 | local_world<<8 | local_rank.
+# model@kv_rank@group@hash[@salt], numbers in hex; kv_rank = world<<24 | rank<<16 | local_world<<8 |
+# local_rank.
 _LMCACHE_MP = _grammar(
     Engine.LMCACHE_MP,
-    rb"(?P<model>[^@/]+)@(?:0x)?(?P<kv_rank>[0-9a-f]{8})@(?P<part>[0-9]{1,5})"
+    rb"(?P<model>[^@/]+)@(?:0x)?(?P<kv_rank>[0-9a-f]{8})@(?P<part>(?:0x)?[0-9a-f]{1,8})"
     rb"@(?P<hash>(?:-|0x)?[0-9a-f]{1,128})(?P<salt>(?:@[^@/]*)?)",
     "model",
     "hash",
@@ -177,13 +182,40 @@ def parse_key(key: bytes) -> EngineKey:
 
 
 def identify(key: bytes) -> tuple[Engine, bytes, bytes]:
-    """Return parse_key's (engine, model as written, group) at half its cost: for millions."""
+    """Return parse_key's (engine, model as written, group) at a quarter of its cost: for millions.
+
+    LMCache's names by the million differ in the hash alone, always the fourth field: what is
+    around it is parsed once, and the hash only has to be one.
+    """
+    fields = key.split(b"@", 4)
+    if len(fields) < 4:
+        return _identify(key)
+    block_hash = fields[3]
+    if block_hash.strip(_HEX_DIGITS) or not 0 < len(block_hash) <= MAX_HASH_LENGTH:
+        return _identify(key)
+    start = len(fields[0]) + len(fields[1]) + len(fields[2]) + 3
+    frame = key[:start], key[start + len(block_hash) :]
+    shape = _shapes.get(frame)
+    if shape is None or len(key) > MAX_PARSED_LENGTH:
+        return _identify(key, frame)
+    engine, model, before, after = shape
+    return engine, model, before + block_hash + after
+
+
+def _identify(key: bytes, frame: tuple[bytes, bytes] = (b"", b"")) -> tuple[Engine, bytes, bytes]:
+    """Parse a whole name; remember what is around its hash if it is where `frame` has left it."""
     found = _match(key)
     if found is None:
         return Engine.UNKNOWN, b"", key
     grammar, match, folder = found
     fields = match.group(*grammar.identity)
-    return grammar.engine, fields[grammar.model_index], _group(grammar, fields, folder)
+    model, group = fields[grammar.model_index], _group(grammar, fields, folder)
+    if match.start("hash") == len(frame[0]) and frame[0] and len(_shapes) < MAX_FOLDERS:
+        # Both grammars of LMCache: tag, folder, NUL, model, NUL, hash and what follows it.
+        start = len(grammar.tag) + len(_folder(folder)) + len(model) + 2
+        after = group[start + len(match["hash"]) :]
+        _shapes[frame] = grammar.engine, model, group[:start], after
+    return grammar.engine, model, group
 
 
 def group_of(key: bytes) -> bytes:

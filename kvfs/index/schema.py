@@ -33,7 +33,7 @@ A continuation has no row in `inodes`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kvfs.errors import InvalidName
@@ -132,6 +132,9 @@ class InodeRow:
 
 
 _PLAIN_KIND = int(Kind.FILE)
+# _INODE without what no plan asks for; expires and ttl, side by side, as one number.
+_PLAN_FIELDS = struct.Struct("<BB10xIQ8xQIQ2xBB4xQHB").unpack_from
+_DIGEST_AT, _NAME_AT = _INODE.size, _INODE.size + 32
 PlainFile = tuple[int, int, int, int, int, int, int, bytes, bytes]
 """(namespace, size, written ns, accessed s, priority, pin, parent, encoded name, digest)"""
 
@@ -201,21 +204,20 @@ def unpack_plain_file(raw: bytes) -> PlainFile | None:
     """Return what a plan needs of a file without a lifetime of its own, attributes or other
     oddities, and None for the rest: half the time of a survey was spent on working copies."""
     (
-        kind, flags, _mode, _uid, _gid, namespace_id, size, _mtime_ns, ctime_ns, accessed_s,
-        expires_at_s, ttl_s, _class, priority, pin, _nlink, parent, name_length, etag_length,
-    ) = _INODE.unpack_from(raw)  # fmt: skip
-    name_at = _INODE.size + 32
+        kind, flags, namespace_id, size, ctime_ns, accessed_s, lifetime, priority, pin, parent,
+        name_length, etag_length,
+    ) = _PLAN_FIELDS(raw)  # fmt: skip
+    end = _NAME_AT + name_length
     if (
-        kind != _PLAIN_KIND
-        or expires_at_s
-        or ttl_s
-        or flags & (_IS_MUTABLE | _HAS_TARGET | _HAS_DIGEST) != _HAS_DIGEST
-        or len(raw) != name_at + name_length + etag_length
+        lifetime
+        or kind != _PLAIN_KIND
+        or flags & _UNLIKE_MOST != _HAS_DIGEST
+        or len(raw) != end + etag_length
     ):
         return None
     return (
         namespace_id, size, ctime_ns, accessed_s, priority, pin, parent,
-        raw[name_at : name_at + name_length], raw[_INODE.size : name_at],
+        raw[_NAME_AT:end], raw[_DIGEST_AT:_NAME_AT],
     )  # fmt: skip
 
 
@@ -320,9 +322,14 @@ def unpack_stored(raw: bytes) -> int:
     return 0 if raw[-1] & 1 else int.from_bytes(raw[16:24], "little")
 
 
-def is_plain_block(raw: bytes) -> bool:
-    """Whether a block has one name, is raw, and nothing is known against it: nearly all are."""
-    return raw[24:28] == _ONE_REF and raw[-2:] == _RAW_UNMARKED
+def unusual_blocks(rows: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the (digest, row) of blocks that have several names or none, are not raw, or have
+    something known against them: nearly all others are alike, and a survey passes a million."""
+    return [
+        (digest, raw)
+        for digest, raw in rows
+        if raw[24:28] != _ONE_REF or not raw.endswith(_RAW_UNMARKED)
+    ]
 
 
 def unpack_block(raw: bytes) -> BlockRow:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvfs.engine_keys import Engine, identify
+from kvfs.engine_keys import MAX_FOLDERS, Engine, identify
 from kvfs.errors import InvalidArgument
 from kvfs.model import Pin
 from kvfs.policy.expiry import (
@@ -176,6 +176,7 @@ class Planner:
         self._rules, self._names = rules or RuleSet(), namespaces or {}
         self._rules_of: dict[int, NamespaceRules] = {}
         self._constants: dict[int, TtlClass | None] = {}
+        self._classes_by_folder: dict[int, dict[tuple[bytes, Engine, bytes], TtlClass] | None] = {}
         self._columns = Columns()
         self._expired: list[Removal] = []
         self._expired_bytes = 0
@@ -187,7 +188,7 @@ class Planner:
         """Take in every live name; keeps columns, not the candidates."""
         now_s, grace_from_s = self._now_s, self._now_s - self._budget.grace_s
         hour_ago_s = now_s - 3600
-        add, share, hard = self._columns.add, self._columns.share, int(Pin.HARD)
+        add, share, hard = self._columns.adder(), self._columns.share, int(Pin.HARD)
         raw, default_compress_after_s = int(Form.RAW), self._rules.default.compress_after_s
         for candidate in candidates:
             # Unpacked once, and no call that can be spared: this loop runs a million times.
@@ -306,9 +307,20 @@ class Planner:
             rules = self._rules.for_namespace(self._names.get(namespace_id, b""))
             self._rules_of[namespace_id] = rules
             self._constants[namespace_id] = rules.constant
+            self._classes_by_folder[namespace_id] = {} if rules.is_by_folder else None
         ttl_class = self._constants[namespace_id]
         if ttl_class is None:
-            ttl_class = rules.classify(candidate.key, candidate.attributes, (engine, model))
+            known = self._classes_by_folder[namespace_id]
+            if known is None:
+                ttl_class = rules.classify(candidate.key, candidate.attributes, (engine, model))
+            else:
+                key = candidate.key
+                question = key[: key.rfind(b"/") + 1], engine, model
+                ttl_class = known.get(question)
+                if ttl_class is None:
+                    ttl_class = rules.classify(key, None, (engine, model))
+                    if len(known) < MAX_FOLDERS:
+                        known[question] = ttl_class
         deadline = deadline_s(ttl_class, candidate.written_s, candidate.accessed_s, self._now_s)
         own = candidate.priority
         priority = ttl_class.priority if own == DEFAULT_PRIORITY else own

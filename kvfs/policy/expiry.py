@@ -136,6 +136,15 @@ class NamespaceRules:
     _answers: dict[tuple[Engine | None, bytes, Engine, bytes], bool] = field(default_factory=dict)
 
     @property
+    def is_by_folder(self) -> bool:
+        """Whether all names of one directory, engine and model have one class: a glob that ends in
+        `/*` asks nothing of what follows the directory's last slash, and needs that slash."""
+        return all(
+            not each.rule.tags and (each.rule.path == b"*" or each.rule.path.endswith(b"/*"))
+            for each in self.rules
+        )
+
+    @property
     def constant(self) -> TtlClass | None:
         """The class of every name here, where no rule looks at names or tags; else None."""
         if not self.rules:

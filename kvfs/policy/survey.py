@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class State(enum.IntEnum):
 
 
 class Columns:
-    """All candidates that stay unless space is short. Filled by `add`, then read."""
+    """All candidates that stay unless space is short. Filled by an `adder`, then read."""
 
     def __init__(self) -> None:
         self.inodes, self.sizes, self.group_of_entry = array("Q"), array("Q"), array("L")
@@ -82,22 +82,31 @@ class Columns:
     def group_count(self) -> int:
         return len(self.ranks)
 
-    def add(self, identity: int, inode: int, namespace_id: int, size: int, rank: int) -> None:
-        """Take in one name; `identity` stands for its group."""
-        count = len(self.ranks)
-        number = self._index.setdefault(identity, count)
-        self.inodes.append(inode)
-        self.sizes.append(size)
-        self.group_of_entry.append(number)
-        if number == count:
-            self.ranks.append(rank)
-            self.newest.append(inode)
-            self.namespaces.append(namespace_id)
-            return
-        if self.ranks[number] < rank:
-            self.ranks[number] = rank
-        if self.newest[number] < inode:
-            self.newest[number] = inode
+    def adder(self) -> Callable[[int, int, int, int, int], None]:
+        """Return the function that takes in one name: (what stands for its group, inode, namespace,
+        size, rank). Looking its columns up once instead of a million times is a third of it."""
+        ranks, newest, number_of = self.ranks, self.newest, self._index.setdefault
+        note_inode, note_size = self.inodes.append, self.sizes.append
+        note_group, note_namespace = self.group_of_entry.append, self.namespaces.append
+        note_rank, note_newest = ranks.append, newest.append
+
+        def add(identity: int, inode: int, namespace_id: int, size: int, rank: int) -> None:
+            count = len(ranks)
+            number = number_of(identity, count)
+            note_inode(inode)
+            note_size(size)
+            note_group(number)
+            if number == count:
+                note_rank(rank)
+                note_newest(inode)
+                note_namespace(namespace_id)
+                return
+            if ranks[number] < rank:
+                ranks[number] = rank
+            if newest[number] < inode:
+                newest[number] = inode
+
+        return add
 
     def share(self, identity: int, candidate: Candidate) -> None:
         """Note, before adding it with size 0, a name whose block has others."""

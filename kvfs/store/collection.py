@@ -9,18 +9,18 @@ transactions, never inside.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from kvfs.errors import KvfsError, NotFound
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction
 from kvfs.index.schema import (
-    is_plain_block,
     pack_u64,
     unpack_block,
     unpack_inode,
     unpack_plain_file,
+    unusual_blocks,
 )
 from kvfs.model import ROOT_NAMESPACE, Codec, Kind, NamespaceId
 from kvfs.policy.eviction import Budget, Quota, Removal
@@ -40,6 +40,7 @@ UNLINK_EVERY_S = 0.02
 NS_PER_S = 1_000_000_000
 # Plain integers and no calls: the survey asks a million times.
 _RAW, _SETTLED = int(Form.RAW), int(Form.SETTLED)
+_new = tuple.__new__
 UNLINK_BATCH = 512
 """Files whose bytes are freed in one transaction: each costs the writers its fdatasync."""
 
@@ -66,11 +67,7 @@ class Walk:
         while True:
             with self._context.index.read() as txn:
                 page = list(islice(txn.rows("inodes", start=pack_u64(start)), PAGE_ROWS))
-                found = [
-                    candidate
-                    for key, raw in page
-                    if (candidate := self._candidate(txn, int.from_bytes(key, "big"), raw))
-                ]
+                found = list(self._candidates(txn, page))
             yield from found
             self._pace()
             if len(page) < PAGE_ROWS:
@@ -80,8 +77,9 @@ class Walk:
     def one(self, inode: int) -> Candidate | None:
         """Return one file as a Candidate."""
         with self._context.index.read() as txn:
-            raw = txn.get("inodes", pack_u64(inode))
-            return None if raw is None else self._candidate(txn, inode, raw)
+            key = pack_u64(inode)
+            raw = txn.get("inodes", key)
+            return None if raw is None else next(self._candidates(txn, [(key, raw)]), None)
 
     def _survey_blocks(self) -> None:
         """Note the blocks that are shared or compressed: all others follow from the inode alone."""
@@ -89,9 +87,7 @@ class Walk:
         while True:
             with self._context.index.read() as txn:
                 page = list(islice(txn.rows("blocks", start=start), PAGE_ROWS))
-            for digest, raw in page:
-                if is_plain_block(raw):
-                    continue
+            for digest, raw in unusual_blocks(page):
                 block = unpack_block(raw)
                 if block.is_bad:
                     self._unusual[digest] = 0, block.refs, Form.SETTLED
@@ -105,18 +101,31 @@ class Walk:
                 return
             start = page[-1][0] + b"\0"
 
-    def _candidate(self, txn: ReadTransaction, inode: int, raw: bytes) -> Candidate | None:
-        plain = unpack_plain_file(raw)
-        if plain is not None and plain[8] not in self._unusual:
+    def _candidates(
+        self, txn: ReadTransaction, page: Iterable[tuple[bytes, bytes]]
+    ) -> Iterator[Candidate]:
+        # No call and no attribute that can be spared: this loop runs a million times.
+        folders, unusual = self._folders, self._unusual
+        for key, raw in page:
+            inode = int.from_bytes(key, "big")
+            plain = unpack_plain_file(raw)
+            if plain is None or plain[8] in unusual:
+                candidate = self._odd_candidate(txn, inode, raw)
+                if candidate is not None:
+                    yield candidate
+                continue
             namespace_id, size, ctime_ns, accessed_s, priority, pin, parent, name, _ = plain
-            folder = self._folders.get(parent)
+            folder = folders.get(parent)
             if folder is None:
                 folder = self._folder(txn, parent, NamespaceId(namespace_id))
-            return Candidate(
+            yield _new(Candidate, (
                 inode, namespace_id, folder + name, sectors(size), accessed_s,
                 ctime_ns // NS_PER_S, 0, 0, priority, pin, b"", 1, False,
-                _RAW if size >= MIN_SIZE else _SETTLED,
-            )  # fmt: skip
+                _RAW if size >= MIN_SIZE else _SETTLED, None,
+            ))  # fmt: skip
+
+    def _odd_candidate(self, txn: ReadTransaction, inode: int, raw: bytes) -> Candidate | None:
+        """Return a file that not all columns of most follow from; None: it is no file."""
         row = unpack_inode(raw)
         if row.kind is not Kind.FILE:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvfs.engine_keys import MAX_PARSED_LENGTH, Engine, group_of, parse_key
+from kvfs.engine_keys import MAX_PARSED_LENGTH, Engine, group_of, identify, parse_key, spell_model
 
 SHA = b"5c7b" * 16
 OTHER = b"0d1e" * 16
@@ -25,6 +25,7 @@ BLOCKS = [
         b"m@0x02000200@0@" + SHA + b".data",
         b"m@0x02010201@0@" + SHA + b".data",
         b"m@0x02010201@3@" + SHA + b".data",
+        b"m@02010201@0000000a@" + SHA,
     ),
     (Engine.LMCACHE_MP, b"m@02000200@0@" + SHA + b"@salt", b"m@02010201@1@" + SHA + b"@salt"),
     (
@@ -57,6 +58,23 @@ def test_all_shares_of_one_block_have_one_group(block: tuple[Engine, bytes]) -> 
 def test_the_short_way_to_the_group_agrees_with_the_long_one(block: tuple[Engine, bytes]) -> None:
     for name in block[1:]:
         assert group_of(name) == parse_key(name).group
+
+
+def test_a_name_is_understood_alike_whatever_was_asked_before() -> None:
+    around = [
+        b"lm/m@2@0@%s@bfloat16.data", b"m@2@0@%s@half@31.data", b"m@02000200@0@%s",
+        b"d/m@02000200@b@%s@salt", b"m@2@0@%s@fp8@t%%a", b"m@2@0@%s@a/b", b"m@2/x@0@%s@half",
+        b"m@2@0@5c@%s", b"m@2@0@%s@0a@half", b"m@x@0@%s", b"@2@0@%s@half", b"m@2@0@%s@",
+    ]  # fmt: skip
+    hashes = [SHA, OTHER, b"0", b"5c" * 64, b"5c" * 65, b"-5c", b"0x5c", b"5C", b"", b"5c@5c"]
+    for frame in around:
+        for block_hash in hashes * 2:
+            key = frame % block_hash
+            parsed = parse_key(key)
+            engine, model, group = identify(key)
+            assert (engine, spell_model(model), group) == (
+                parsed.engine, parsed.model, parsed.group,
+            ), key  # fmt: skip
 
 
 def test_different_blocks_models_and_folders_are_different_groups() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from kvfs.engine_keys import Engine
 from kvfs.errors import InvalidArgument
 from kvfs.model import Pin
 from kvfs.policy.eviction import Budget, Plan, Planner, Quota, Reason, plan_removals
-from kvfs.policy.expiry import Rule, RuleSet
+from kvfs.policy.expiry import DAY, Rule, RuleSet, deadline_s
 from kvfs.policy.survey import Candidate
 
 NOW = 1_700_000_000
@@ -184,3 +185,43 @@ def test_explaining_a_name_says_why_when_and_how_far_from_the_edge_it_is() -> No
     pinned = planner.explain(names[10])
     assert (pinned.reason, pinned.goes, pinned.deadline_s) == (Reason.PINNED, False, NOW + 50)
     assert inodes(planner.plan()) == [10, 1, 2]
+
+
+def test_rules_that_ask_for_directories_give_each_name_the_class_it_would_get_alone() -> None:
+    rules = RuleSet(
+        [
+            Rule("session", path=b"chat/*"),
+            Rule("system", path=b"*/prompts/*"),
+            Rule("month", engine=Engine.LMCACHE, model=b"*llama*"),
+            Rule("day", path=b"a[/*"),
+        ]
+    )
+    assert rules.for_namespace(b"kv").is_by_folder
+    keys = [
+        folder + name
+        for folder in (b"", b"chat/", b"x/prompts/", b"x/prompts/y/", b"prompts/", b"a[/", b"a/")
+        for name in (b"chat", b"prompts", b"llama@2@0@5c@half", b"m@2@0@5c@half", b"x-prompts-y")
+    ]
+    ages = (60, 2400, 3 * DAY, 40 * DAY)
+    for age in ages:
+        plan = plan_removals(
+            [name(number, key=key, age=age, written_s=NOW - age)
+             for number, key in enumerate(keys)],
+            Budget(capacity_bytes=1 << 40, used_bytes=0), NOW, rules,
+        )  # fmt: skip
+        gone = {removal.inode for removal in plan.removals}
+        classes = [rules.for_namespace(b"kv").classify(key) for key in keys]
+        assert gone == {
+            number
+            for number, each in enumerate(classes)
+            if 0 < deadline_s(each, NOW - age, NOW - age, NOW) <= NOW
+        }
+
+
+def test_a_rule_for_a_name_or_a_tag_is_asked_for_each_name() -> None:
+    for rule in (
+        Rule("day", path=b"*.bin"),
+        Rule("day", path=b"a*"),
+        Rule("day", tags={"x": b"1"}),
+    ):
+        assert not RuleSet([rule]).for_namespace(b"kv").is_by_folder

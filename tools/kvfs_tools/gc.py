@@ -10,6 +10,7 @@ jumped expires nothing.
 from __future__ import annotations
 
 import contextlib
+import gc as cycles
 import json
 import os
 import sys
@@ -22,9 +23,9 @@ import click
 
 from kvfs.errors import KvfsError, NotFound, Unavailable
 from kvfs.model import ObjectPath
-from kvfs.policy.eviction import Budget, Plan, Reason, Verdict
+from kvfs.policy.eviction import Budget, Plan, Planner, Reason, Verdict
 from kvfs.policy.settings import LifecycleSettings
-from kvfs.store.collection import Collector
+from kvfs.store.collection import Collector, Walk
 from kvfs.store.housekeeping import SweepReport
 from kvfs.store.lifecycle import load_settings, note_plan, only_one, recode, scrub_due, survey
 from kvfs.store.rebuild import write_snapshot
@@ -131,8 +132,19 @@ def collect(store: Store, settings: LifecycleSettings) -> Report:
 
 def plan_collection(store: Store, settings: LifecycleSettings) -> Report:
     """Survey the store and plan; changes nothing."""
-    planner, budget, _ = survey(store.context, settings)
+    planner, budget, _ = _survey(store, settings)
     return Report(budget, planner.plan())
+
+
+def _survey(store: Store, settings: LifecycleSettings) -> tuple[Planner, Budget, Walk]:
+    """Survey without Python's search for reference cycles: a million tuples hold none."""
+    was_enabled = cycles.isenabled()
+    cycles.disable()
+    try:
+        return survey(store.context, settings)
+    finally:
+        if was_enabled:
+            cycles.enable()
 
 
 def _snapshot_when_due(store: Store, settings: LifecycleSettings) -> bool:
@@ -167,7 +179,7 @@ MAX_LISTED = 10_000
 
 
 def _dry_run(store: Store, settings: LifecycleSettings, is_json: bool) -> ExitCode:
-    planner, budget, walk = survey(store.context, settings)
+    planner, budget, walk = _survey(store, settings)
     report = Report(budget, planner.plan(), used_after=budget.used_bytes)
     removals = report.plan.removals
     named = []
@@ -303,7 +315,7 @@ def _explain(
     store: Store, settings: LifecycleSettings, path: ObjectPath, is_json: bool
 ) -> ExitCode:
     inode = store.stat(path).inode
-    planner, _, walk = survey(store.context, settings)
+    planner, _, walk = _survey(store, settings)
     candidate = walk.one(inode)
     if candidate is None:
         raise NotFound(f"{path} has just been removed")
