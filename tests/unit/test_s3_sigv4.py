@@ -156,6 +156,31 @@ def test_a_changed_request_is_refused(change: dict[str, str], code: str) -> None
     assert refusal.value.code == code
 
 
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 2, 0), (2, 1, 0), (0, 2, 1)])
+def test_the_parts_of_an_authorization_may_come_in_any_order(order: tuple[int, ...]) -> None:
+    request = signed("GET", "/b/k")
+    scheme, _, rest = request.headers["Authorization"].partition(" ")
+    parts = rest.split(", ")
+    request.headers.replace_header(
+        "Authorization", f"{scheme} {','.join(parts[place] for place in order)}"
+    )
+    verify(request)
+
+
+@pytest.mark.parametrize("part", ["Credential", "SignedHeaders", "Signature"])
+@pytest.mark.parametrize("is_twice", [False, True])
+def test_an_authorization_has_each_part_once(part: str, is_twice: bool) -> None:
+    request = signed("GET", "/b/k")
+    scheme, _, rest = request.headers["Authorization"].partition(" ")
+    parts = rest.split(", ")
+    found = next(each for each in parts if each.startswith(part))
+    parts = [*parts, found] if is_twice else [each for each in parts if each != found]
+    request.headers.replace_header("Authorization", f"{scheme} {', '.join(parts)}")
+    with pytest.raises(S3Error) as refusal:
+        verify(request)
+    assert refusal.value.code == "AuthorizationHeaderMalformed"
+
+
 def test_a_signature_that_leaves_out_the_host_is_refused() -> None:
     request = signed("GET", "/b/k")
     request.headers.replace_header(

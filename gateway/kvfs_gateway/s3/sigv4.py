@@ -281,8 +281,9 @@ def _payload_mode(content: str) -> Payload:
 
 
 def _parse_authorization(head: Head, authorization: str) -> _Claim:
-    repeated, _, signature = authorization.rpartition("Signature=")
-    signer = _parse_signer(repeated or authorization)
+    before, mark, rest = authorization.partition("Signature=")
+    signature, comma, after = rest.partition(",")
+    signer = _parse_signer(f"{before}{mark}{comma}{after}")
     amz_date = head.headers.get("x-amz-date")
     if amz_date is None:
         seconds = parse_http_date(head.get("date"))
@@ -326,7 +327,7 @@ def _claim(signer: _Signer, signature: str, amz_date: str, code: str) -> _Claim:
 
 @functools.lru_cache(maxsize=256)
 def _parse_signer(text: str) -> _Signer:
-    """Return what stands before the signature, which every client sends last.
+    """Return what an Authorization without the signature's value says.
 
     Cached (bounded, I8): it is the same for every request of a day. Refusals are not cached.
     """
@@ -338,10 +339,10 @@ def _parse_signer(text: str) -> _Signer:
             "Please use AWS4-HMAC-SHA256.",
         )
     code = "AuthorizationHeaderMalformed"
-    items = [item.strip().partition("=") for item in rest.split(",")]
-    if [name for name, _, _ in items] != ["Credential", "SignedHeaders", ""]:
+    items = sorted(item.strip().partition("=") for item in rest.split(","))
+    if [name for name, _, _ in items] != ["Credential", "Signature", "SignedHeaders"]:
         raise S3Error(code)
-    return _signer(items[0][2], items[1][2], code)
+    return _signer(items[0][2], items[2][2], code)
 
 
 def _signer(credential: str, signed_text: str, code: str) -> _Signer:
