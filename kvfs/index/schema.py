@@ -17,6 +17,7 @@ objects with names as long as LMCache's must stay under 600 bytes of live pages 
     meta        "counters"                               Counters    written by every publish
                 "suspect ranges"                         see store/trust.py
                 "uses"                                   see store/use_counts.py
+                "heat"                                   see store/heat.py
                 "n", namespace id u32                    NamespaceRow
                 "g", lease id 8                          bytes u64   space a process may still fill
                 "f", inode u64                           FileRow     a mutable file's file

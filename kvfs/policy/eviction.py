@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ from kvfs.policy.expiry import (
 from kvfs.policy.survey import PRIORITY_SHIFT, STATE_SHIFT, Candidate, Columns, Form, State
 
 HOT_SHARE = 4
-"""A compressed block that was used within a quarter of the time after which it would be compressed
-is hot; the gap keeps a block from being recoded back and forth."""
+"""A compressed block that is opened often, lastly within a quarter of the time after which it would
+be compressed, is hot; the gap keeps a block from being recoded back and forth."""
 MAX_NEXT = 1000
 """Blocks that `next_inodes` looks ahead."""
 PROVEN_USE_S = 30
@@ -171,7 +171,10 @@ class Planner:
         now_s: int,
         rules: RuleSet | None = None,
         namespaces: Mapping[int, bytes] | None = None,
+        often_opened: Set[int] = frozenset(),
     ) -> None:
+        """often_opened: inodes whose compressed blocks were opened again and again lately."""
+        self._often_opened = often_opened
         self._budget, self._now_s = budget, now_s
         self._rules, self._names = rules or RuleSet(), namespaces or {}
         self._rules_of: dict[int, NamespaceRules] = {}
@@ -186,6 +189,7 @@ class Planner:
 
     def survey(self, candidates: Iterable[Candidate]) -> None:
         """Take in every live name; keeps columns, not the candidates."""
+        often = self._often_opened
         now_s, grace_from_s = self._now_s, self._now_s - self._budget.grace_s
         hour_ago_s = now_s - 3600
         add, share, hard = self._columns.adder(), self._columns.share, int(Pin.HARD)
@@ -213,7 +217,7 @@ class Planner:
                 idle_s = now_s - accessed_s
                 if form == raw and idle_s > compress_after_s:
                     self._cold.append(inode)
-                elif form != raw and idle_s * HOT_SHARE < compress_after_s:
+                elif form != raw and inode in often and idle_s * HOT_SHARE < compress_after_s:
                     self._hot.append(inode)
             if pin == hard:
                 state = _HARD

@@ -32,6 +32,8 @@ class LifecycleSettings:
     """An index snapshot's age from which a run writes a new one; 0 = never."""
     recode_s: int = 30
     """Time a run may spend on compressing cold blocks and making hot ones raw; 0 = never."""
+    promote_opens: int = 3
+    """Opens within a quarter of an hour that make a compressed block raw again; 0 = it stays."""
     scrub_pass_s: int = 14 * DAY
     """Time in which regular runs read and check every block once; 0 = never."""
     daemon_check_s: int = 5
@@ -50,8 +52,8 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
     _refuse_unknown(
         table,
         "high_watermark low_watermark grace_seconds snapshot_every_seconds recode_seconds "
-        "scrub_pass_seconds daemon_check_seconds daemon_plan_seconds daemon_recode_seconds "
-        "daemon_scrub class rule",
+        "promote_opens scrub_pass_seconds daemon_check_seconds daemon_plan_seconds "
+        "daemon_recode_seconds daemon_scrub class rule",
     )
     classes = {each.name: each for each in BUILTIN_CLASSES}
     for entry in _tables(table, "class"):
@@ -66,6 +68,7 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         grace_s=_get(table, "grace_seconds", int, standard.grace_s),
         snapshot_every_s=_get(table, "snapshot_every_seconds", int, standard.snapshot_every_s),
         recode_s=_get(table, "recode_seconds", int, standard.recode_s),
+        promote_opens=_get(table, "promote_opens", int, standard.promote_opens),
         scrub_pass_s=_get(table, "scrub_pass_seconds", int, standard.scrub_pass_s),
         daemon_check_s=_get(table, "daemon_check_seconds", int, standard.daemon_check_s),
         daemon_plan_s=_get(table, "daemon_plan_seconds", int, standard.daemon_plan_s),
@@ -74,7 +77,8 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
     )
     if not 0 < settings.low_ratio <= settings.high_ratio <= 1:
         raise InvalidArgument("watermarks must satisfy 0 < low_watermark <= high_watermark <= 1")
-    times = (
+    numbers = (
+        settings.promote_opens,
         settings.grace_s,
         settings.snapshot_every_s,
         settings.recode_s,
@@ -83,8 +87,8 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         settings.daemon_plan_s,
         settings.daemon_recode_s,
     )
-    if min(times) < 0:
-        raise InvalidArgument("a number of seconds is negative")
+    if min(numbers) < 0:
+        raise InvalidArgument("a number of seconds or opens is negative")
     return settings
 
 

@@ -40,6 +40,8 @@ from kvfs.index.upload_rows import uploads
 from kvfs.model import MAX_KEY_LENGTH, ROOT_INODE, Codec, Digest, Kind, NamespaceId
 from kvfs.store.block_files import sectors
 from kvfs.store.findings import Finding, Fix, Severity
+from kvfs.store.heat import KEY as HEAT_KEY
+from kvfs.store.heat import unpack_heat
 from kvfs.store.objects import put_trash, release_file
 from kvfs.store.use_counts import KEY as USES_KEY
 from kvfs.store.use_counts import unpack_uses
@@ -71,6 +73,7 @@ def scan_index(txn: ReadTransaction, capacity_bytes: int) -> Iterator[Finding]:
         yield from _namespaces(txn, sums)
         yield from _blocks(txn, sums, capacity_bytes)
         _ = [unpack_uses(raw) for _, raw in txn.rows("meta", USES_KEY)]
+        _ = [unpack_heat(raw) for _, raw in txn.rows("meta", HEAT_KEY)]
     except _BAD_ROW as error:
         yield from _unreadable_rows(txn, error)
 
@@ -387,6 +390,7 @@ def _unreadable_rows(txn: ReadTransaction, error: Exception) -> Iterator[Finding
         ("dirents", b"", unpack_dirent), ("inodes", b"", unpack_inode),
         ("blocks", b"", unpack_block), ("meta", NAMESPACE_PREFIX, unpack_namespace),
         ("meta", FILE_PREFIX, unpack_file), ("meta", USES_KEY, unpack_uses),
+        ("meta", HEAT_KEY, unpack_heat),
     )  # fmt: skip
     for table, prefix, unpack in unpackers:
         for key, raw in txn.rows(table, prefix):

@@ -29,6 +29,7 @@ from kvfs.policy.survey import Candidate
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.collection import Collector, Walk
 from kvfs.store.context import StoreContext
+from kvfs.store.heat import read_heat
 from kvfs.store.recoder import Outcome as Recoded
 from kvfs.store.recoder import Recoder, Recoding
 from kvfs.store.removal import Outcome
@@ -101,7 +102,10 @@ def survey(
     with context.index.read() as txn:
         pending_s = Timekeeper(context).pending_s(txn)
         names = _namespace_names(txn)
-    planner = Planner(budget, context.now_s() - pending_s, settings.rules, names)
+        opens = read_heat(txn, context.now_s())
+    wanted = settings.promote_opens
+    often = frozenset(inode for inode, (_, count) in opens.items() if 0 < wanted <= count)
+    planner = Planner(budget, context.now_s() - pending_s, settings.rules, names, often)
     planner.survey(walk if see is None else _shown(walk, see))
     return planner, budget, walk
 

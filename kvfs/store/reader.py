@@ -42,6 +42,7 @@ from kvfs.model import (
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.block_files import os_error
 from kvfs.store.context import StoreContext
+from kvfs.store.heat import Heat
 from kvfs.store.mutable_files import MutableFiles
 from kvfs.store.objects import find_inode, find_namespace
 from kvfs.store.read_view import ReadView
@@ -73,6 +74,7 @@ class Reader:
         context: StoreContext,
         access: AccessTimes,
         uses: Uses,
+        heat: Heat,
         trust: Trust,
         files: MutableFiles,
     ) -> None:
@@ -81,6 +83,7 @@ class Reader:
         self._index = context.index
         self._access = access
         self._uses = uses
+        self._heat = heat
         self._trust = trust
 
     def find(self, place: Place, *, touch: bool = False) -> Entry | None:
@@ -298,6 +301,8 @@ class Reader:
             raise
         self._access.note(entry.inode, self._context.now_s())
         self._uses.opened(entry.size)
+        if block.codec is not Codec.RAW:
+            self._heat.note(entry.inode)
         return view
 
     def _is_good(self, digest: Digest, block: BlockRow, salt: bytes, descriptor: int) -> bool:

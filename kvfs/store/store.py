@@ -45,6 +45,7 @@ from kvfs.store.check_files import Progress
 from kvfs.store.context import StoreContext
 from kvfs.store.epoch import Epoch
 from kvfs.store.findings import CheckReport
+from kvfs.store.heat import Heat
 from kvfs.store.housekeeping import Housekeeping, SweepReport
 from kvfs.store.lifecycle import Lifecycle
 from kvfs.store.maintenance import Maintenance, Step
@@ -91,12 +92,15 @@ class Store:
         self._is_closed = False
         self._access = AccessTimes(context)
         self._uses = Uses(context)
+        self._heat = Heat(context)
         self._trust = Trust(context)
         self._trash = Trash(context, has_background=background)
         self._housekeeping = Housekeeping(context, self._access, self._trash)
         self._space = Space(context, self._housekeeping.evict)
         self._files = MutableFiles(context, self._space, self._trash, self._access)
-        self._reader = Reader(context, self._access, self._uses, self._trust, self._files)
+        self._reader = Reader(
+            context, self._access, self._uses, self._heat, self._trust, self._files
+        )
         self._publisher = Publisher(context, self._space, self._trash, self._trust)
         self._recoder = Recoder(context, self._space, self._trash, self._trust)
         self._scrubber = Scrubber(context, self._trust)
@@ -190,6 +194,7 @@ class Store:
     def _flush_notes(self) -> None:
         self._access.flush()
         self._uses.flush()
+        self._heat.flush()
 
     def close(self) -> None:
         """Flush and close; the last process out marks the stop as clean. Idempotent."""

@@ -230,6 +230,8 @@ DAMAGES: dict[str, tuple[Callable[[Store], Callable[[WriteTransaction], object]]
     "stray rows": (stray_rows, {"lru-stale", "expiry-stale", "link-without-inode",
                                 "name-without-directory"}),
     "garbage row": (garbage_row, {"row-unreadable"}),
+    "garbled heat": (
+        lambda _: lambda txn: txn.put("meta", b"heat", b"no row"), {"row-unreadable"}),
     "garbled counts of uses": (
         lambda _: lambda txn: txn.put("meta", b"uses", b"no counts"), {"row-unreadable"}),
 }  # fmt: skip

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,11 @@ def test_cold_blocks_are_compressed_stay_readable_and_become_raw_when_hot_again(
         assert view.codec is Codec.FRAMED
         assert view.pread(123_457, 30_001) == data[123_457 : 123_457 + 30_001]
     store.flush()
+    assert collect(store, SETTINGS).promoted == 0  # once is not hot
+    for _ in range(2):
+        store.get(path)
+    store.flush()
+    assert collect(store, replace(SETTINGS, promote_opens=0)).promoted == 0
     report = collect(store, SETTINGS)
     assert (report.compressed, report.promoted) == (0, 1)
     with store.open_read(path) as view:
