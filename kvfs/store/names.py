@@ -46,6 +46,7 @@ from kvfs.store.objects import (
     resolve_target,
 )
 from kvfs.store.reader import VERIFY_ATTRIBUTE
+from kvfs.store.recoder import COMPRESS_ATTRIBUTE
 from kvfs.store.row_limits import check_attributes, fit_change
 from kvfs.store.trash import Trash
 
@@ -229,7 +230,8 @@ def _tell_namespace(txn: WriteTransaction, row: InodeRow) -> None:
     """Keep what a reader asks at every open where it looks anyway."""
     namespace = txn.namespace(row.namespace_id)
     if namespace is not None and row.namespace_id != ROOT_NAMESPACE:
-        wanted = {VERIFY_ATTRIBUTE: row.attributes.get(VERIFY_ATTRIBUTE, b"trust")}
+        names = (VERIFY_ATTRIBUTE, COMPRESS_ATTRIBUTE)
+        wanted = {name: row.attributes[name] for name in names if name in row.attributes}
         if dict(namespace.attributes) != wanted:
             namespace.attributes = wanted
             txn.put_namespace(row.namespace_id, namespace)

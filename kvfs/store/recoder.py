@@ -1,4 +1,4 @@
-"""Compressing cold blocks and making hot ones raw again, behind the readers' backs.
+"""Compressing cold blocks, or all of a bucket, and making hot ones raw, behind the readers' backs.
 
 Owns the swap of one block file for another with the same payload. The new file is written like
 any other: space reserved first, linked under a new generation, then one transaction lets the row
@@ -10,16 +10,17 @@ bytes (I1). Nothing is mapped: a page that the disk cannot give would be a SIGBU
 from __future__ import annotations
 
 import enum
+import logging
 import os
 from dataclasses import dataclass, replace
 from functools import partial
 
 from kvfs.codec.frame import choose_method, decode_frames, encode_block, parse_table
 from kvfs.codec.planes import Method
-from kvfs.errors import Corrupt, KvfsError
+from kvfs.errors import Corrupt, KvfsError, NoSpace
 from kvfs.index.lmdb_index import WriteTransaction
 from kvfs.index.schema import BlockRow
-from kvfs.model import Codec, Digest, Durability, NamespaceId
+from kvfs.model import Codec, Digest, Durability, Entry, NamespaceId
 from kvfs.store.block_files import os_error, read_at, sectors
 from kvfs.store.context import StoreContext
 from kvfs.store.objects import TrashKey, put_trash
@@ -28,11 +29,18 @@ from kvfs.store.staging import Staging
 from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
 
+log = logging.getLogger(__name__)
+
 MIN_SIZE = 64 * 1024
 """Below this a block saves at most a few sectors."""
 MAX_SIZE = 256 << 20
 """The payload is held in memory while it is encoded (I8); larger blocks stay raw."""
 MIN_SAVING_RATIO = 0.10
+
+
+COMPRESS_ATTRIBUTE = "user.kvfs.compress"
+"""On a namespace: b"inline" compresses what is published there before its writer is answered."""
+_COMPRESS_NAME = COMPRESS_ATTRIBUTE.encode()
 
 
 class Outcome(enum.Enum):
@@ -72,6 +80,26 @@ class Recoder:
     def promote(self, digest: Digest) -> Recoding:
         """Make one compressed block raw again. Raises: NoSpace, Unavailable."""
         return self._recode(digest, Codec.RAW)
+
+    def compress_published(self, entry: Entry) -> None:
+        """Compress what was just published, where its namespace wants that inline.
+
+        It is published already: what goes wrong here leaves it raw, for kvfs-gc to compress.
+        """
+        if entry.size < MIN_SIZE or not entry.digest:
+            return
+        with self._context.index.read() as txn:
+            if not txn.namespace_mentions(entry.namespace_id, _COMPRESS_NAME):
+                return
+            namespace = txn.namespace(entry.namespace_id)
+        if namespace is None or namespace.attributes.get(COMPRESS_ATTRIBUTE) != b"inline":
+            return
+        try:
+            self.compress(entry.digest)
+        except NoSpace:
+            return  # no room for the copy beside the original
+        except KvfsError as error:
+            log.warning("inline compression digest=%s error=%s", entry.digest.hex(), error)
 
     def _recode(self, digest: Digest, wanted: Codec) -> Recoding:
         with self._context.index.read() as txn:

@@ -393,11 +393,14 @@ class Store:
 
         An ObjectPath implies its parent directories; a ChildName needs its parent. Replacing is
         atomic, and readers of the old object keep its bytes. The staging file is consumed,
-        whatever happens. Equal bytes in one namespace are stored once.
+        whatever happens. Equal bytes in one namespace are stored once. In a bucket that compresses
+        inline (`kvfs compress`) it is visible first, and returns when it is compressed.
         Raises: NamespaceNotFound, NotFound, AlreadyExists, PreconditionFailed, IsADirectory,
         InvalidName, NoSpace, Unavailable.
         """
-        return self._publisher.publish(staging, place, options or PutOptions())
+        entry = self._publisher.publish(staging, place, options or PutOptions())
+        self._recoder.compress_published(entry)
+        return entry
 
     def keep_mutable(
         self, staging: Staging, place: Place, options: PutOptions | None = None
@@ -421,7 +424,9 @@ class Store:
         self, place: Place, data: bytes | memoryview, options: PutOptions | None = None
     ) -> Entry:
         """Store `data` at `place` (one copy, into the page cache). Raises: as stage and publish."""
-        return self._publisher.put(place, memoryview(data).cast("B"), options or PutOptions())
+        entry = self._publisher.put(place, memoryview(data).cast("B"), options or PutOptions())
+        self._recoder.compress_published(entry)
+        return entry
 
     def copy(self, source: Place, target: ObjectPath, options: PutOptions | None = None) -> Entry:
         """Give an object's bytes a second name: a row within a namespace, a byte copy across.
@@ -523,7 +528,9 @@ class Store:
         options: None = what the upload was begun with. Equal parts are not copied.
         Raises: UploadNotFound, InvalidPart, InvalidPartOrder, PartTooSmall, and as publish.
         """
-        return self._uploads.complete(upload_id, path, parts, options)
+        entry = self._uploads.complete(upload_id, path, parts, options)
+        self._recoder.compress_published(entry)
+        return entry
 
     def expire_uploads(self, limit: int = 50) -> int:
         """Drop up to `limit` uploads that nobody continued for a day; return how many."""

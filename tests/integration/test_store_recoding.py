@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kvfs.errors import Corrupt, NotFound
-from kvfs.model import Codec, Entry, ObjectPath
+from kvfs.errors import Corrupt, NotFound, Unavailable
+from kvfs.model import AttributeChange, Codec, Entry, ObjectPath, Pin, PutOptions
 from kvfs.open_store import init_store, open_store
-from kvfs.store.recoder import Outcome
+from kvfs.store.recoder import COMPRESS_ATTRIBUTE, Outcome
 from kvfs.store.store import Store
+from kvfs.store.uploads import CompletePart
 
 MIB = 1 << 20
 PATH = ObjectPath(b"kv", b"model/block")
@@ -112,6 +113,82 @@ def test_equal_bytes_put_again_share_the_compressed_block(store: Store) -> None:
     assert store.usage().block_count == 1
     store.delete(PATH)
     assert store.get(ObjectPath(b"kv", b"other")) == data
+
+
+def set_inline(store: Store, value: bytes = b"inline") -> None:
+    namespace = store.find_namespace(b"kv")
+    assert namespace is not None
+    store.set_attributes(
+        namespace.inode, AttributeChange(set_attributes={COMPRESS_ATTRIBUTE: value})
+    )
+
+
+def put_whole(store: Store, path: ObjectPath, data: bytes) -> None:
+    store.put(path, data)
+
+
+def put_staged(store: Store, path: ObjectPath, data: bytes) -> None:
+    with store.stage() as staging:
+        staging.write(data)
+        store.publish(staging, path)
+
+
+def put_parts(store: Store, path: ObjectPath, data: bytes) -> None:
+    upload = store.create_upload(path)
+    with store.write_part(upload.upload_id, path, 1, size_bytes=len(data)) as writer:
+        writer.pwrite(data, 0)
+        part = writer.finish("etag")
+    store.complete_upload(upload.upload_id, path, [CompletePart(1, part.etag)])
+
+
+@pytest.mark.parametrize("put", [put_whole, put_staged, put_parts])
+def test_a_bucket_that_compresses_inline_does_so_on_every_way_in(
+    store: Store, put: Callable[[Store, ObjectPath, bytes], None]
+) -> None:
+    data = kv_bytes()
+    set_inline(store)
+    put(store, PATH, data)
+    store.empty_trash()
+    assert store.usage().resident_bytes < 0.75 * len(data)
+    with store.open_read(PATH) as view:
+        assert view.codec is Codec.FRAMED
+        assert view.pread(MIB - 5, 10) == data[MIB - 5 : MIB + 5]
+        assert view.read_all() == data
+    assert store.check(is_full=True).is_clean
+    set_inline(store, b"idle")
+    put(store, ObjectPath(b"kv", b"later"), data[:-1])
+    with store.open_read(ObjectPath(b"kv", b"later")) as view:
+        assert view.codec is Codec.RAW
+
+
+def test_inline_compression_without_room_for_the_copy_leaves_the_object_raw(
+    tmp_path: Path,
+) -> None:
+    data = kv_bytes()
+    init_store(tmp_path / "small", capacity_bytes=len(data) + len(data) // 2)
+    with open_store(tmp_path / "small") as store:
+        store.create_namespace(b"kv")
+        set_inline(store)
+        pinned = PutOptions(pin=Pin.HARD)
+        store.put(PATH, data, pinned)
+        with store.open_read(PATH) as view:
+            assert view.codec is Codec.RAW
+            assert view.read_all() == data
+
+
+@pytest.mark.expects_warnings
+def test_i1_inline_compression_of_bytes_that_went_bad_is_no_error_of_the_publish(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_inline(store)
+    monkeypatch.setattr("kvfs.store.recoder.choose_method", _fail)
+    entry = store.put(PATH, kv_bytes())
+    assert store.find(PATH) == entry
+    assert store.get(PATH) == kv_bytes()
+
+
+def _fail(_payload: bytes) -> None:
+    raise Unavailable("the disk is away")
 
 
 @pytest.mark.expects_warnings

@@ -77,6 +77,26 @@ def test_a_file_written_in_the_mount_is_that_object_in_s3(
     assert answer["ContentLength"] == length
 
 
+def test_a_bucket_that_compresses_inline_reads_the_same_at_both_doors(
+    gateway: Gateway, mount: Path, store: Path
+) -> None:
+    data = b"".join(number.to_bytes(4, "little") for number in range(MIB))
+    kvfs("compress", BUCKET, "--inline", "--store", str(store))
+    try:
+        gateway.client().put_object(Bucket=BUCKET, Key="inline-s3", Body=data)
+        (mount / "inline-file").write_bytes(data)
+    finally:
+        kvfs("compress", BUCKET, "--idle", "--store", str(store))
+    for name in ("inline-s3", "inline-file"):
+        assert (mount / name).stat().st_blocks * 512 < 0.9 * len(data)
+        assert (mount / name).read_bytes() == data
+        answer = gateway.client().get_object(Bucket=BUCKET, Key=name, Range="bytes=999-2000999")
+        assert answer["Body"].read() == data[999:2001000]
+        with (mount / name).open("rb") as file:
+            file.seek(MIB - 7)
+            assert file.read(50) == data[MIB - 7 : MIB + 43]
+
+
 def test_an_overwrite_through_the_mount_leaves_no_checksum_of_the_old_bytes(
     gateway: Gateway, mount: Path
 ) -> None:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "du": ("kvfs_tools.usage_commands:du", "Say what the space is used for."),
     "top": ("kvfs_tools.top:top", "Show what a store is doing, live."),
     "verify": ("kvfs_tools.verify_command:verify", "Check a bucket's bytes at every open, or not."),
+    "compress": ("kvfs_tools.compress_command:compress", "Compress a bucket's objects at once."),
     "mount": ("kvfs_tools.mount_commands:mount", "Mount a store."),
     "umount": ("kvfs_tools.mount_commands:umount", "Unmount a store, cleanly."),
     "up": ("kvfs_tools.up:up", "Store, mount and gateway on this machine, until Ctrl-C."),
