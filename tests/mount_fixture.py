@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -60,6 +61,15 @@ class Mounted:
 
     def log(self) -> str:
         return (self.store / "logs" / "mount.log").read_text()
+
+    def gauge(self, name: str) -> int:
+        """One of the mount's own numbers."""
+        return int(json.loads((self.root / ".kvfs" / "status.json").read_text())[name])
+
+    def inodes_in_use(self) -> int:
+        """How many inodes are left once the kernel was asked to forget all that it can (root)."""
+        Path("/proc/sys/vm/drop_caches").write_text("2\n")
+        return self.gauge("kvfs_mount_inodes")
 
 
 @contextlib.contextmanager

@@ -5,14 +5,17 @@ requests and the store. An ordinary nodeid is the store's inode number, so st_in
 unmount. A file being written has a *private* nodeid (high bit set) until, and as long as, the
 kernel remembers it; publishing pairs it with the inode that was made.
 Must hold: a node leaves the table only when the kernel has forgotten it, nothing has it open and
-nobody holds it. At most one node is paired with a store inode.
+nobody holds it; one that the kernel was never told of leaves with the operation that made it. At
+most one node is paired with a store inode.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,7 +40,8 @@ class Node:
     lookups: int = 0
     openers: int = 0
     holds: int = 0
-    """Kept alive by a pending overwrite although the kernel forgot it (see pending_names.py)."""
+    """By operations under way and by pending overwrites (see pending_names.py), although the kernel
+    does not know it, or forgot it."""
     writing: WritingFile | None = None
     reading: SharedView | None = None
     overwrites: ChildName | None = None
@@ -108,6 +112,18 @@ class InodeTable:
                 node = self._by_nodeid[nodeid] = Node(nodeid, inode)
             self._by_inode[inode] = node
         return node
+
+    @contextlib.contextmanager
+    def held(self, inode: int) -> Iterator[Node]:
+        """Yield `for_inode`, kept meanwhile, whoever else forgets it; and no longer than that if
+        the kernel is not told of it."""
+        node = self.for_inode(inode)
+        node.holds += 1
+        try:
+            yield node
+        finally:
+            node.holds -= 1
+            self.release(node)
 
     def make_private(self, inode: int = 0) -> Node:
         """Make a node of its own for a file to be written; `inode` is what it shows until then."""

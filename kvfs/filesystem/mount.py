@@ -208,7 +208,7 @@ async def _serve(store: Store, options: MountOptions, announce: Callable[[str], 
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, session, options.mountpoint)
-                nursery.start_soon(_watch_space, operations)
+                nursery.start_soon(_keep_watch, operations)
                 nursery.start_soon(_announce_when_ready, session, options.mountpoint, announce)
                 await session.serve()
                 nursery.cancel_scope.cancel()
@@ -218,10 +218,11 @@ async def _serve(store: Store, options: MountOptions, announce: Callable[[str], 
             log.info("mount_ended mountpoint=%s", options.mountpoint)
 
 
-async def _watch_space(operations: Operations) -> None:
-    """Account for what the kernel writes by itself, while files are open for writing."""
+async def _keep_watch(operations: Operations) -> None:
+    """Account for what the kernel writes by itself, and let go of what nobody came back for."""
     while True:
         await trio.sleep(WATCH_SECONDS)
+        operations.state.pending.expire()
         await operations.slabs.watch()
 
 

@@ -189,8 +189,11 @@ class MountState:
         self, node: Node, entry: Entry | None = None, *, is_fleeting: bool = False
     ) -> EntryReply:
         """Return the answer that makes the kernel know `node`, and count it as told."""
-        attributes = self.attributes(node, entry)
-        self.inodes.remember(node)
+        try:
+            attributes = self.attributes(node, entry)
+            self.inodes.remember(node)
+        finally:
+            self.inodes.release(node)  # if there is nothing to tell
         return EntryReply(node.nodeid, attributes, 0.0 if is_fleeting else TIMEOUT_S)
 
     def _open_view(self, node: Node) -> SharedView | None:

@@ -163,22 +163,22 @@ class OpenFiles:
         state = self._state
         if entry.kind is not Kind.FILE:
             raise os_error(errno.EISDIR if entry.is_directory else errno.ELOOP)
-        node = state.inodes.for_inode(entry.inode)
-        if not wants_write(flags):
-            opened = await self._open_for_reading(node)
-        elif self._slabs.is_kept(node):
-            opened = await self._open_kept(node, flags)
-        elif self._is_shared(node):
-            opened = await self._open_shared(node, flags, caller)
-        else:
-            node = state.inodes.make_private(entry.inode)
-            node.overwrites = place
-            try:
-                opened = await self._open_alias(node, place, flags, caller)
-            except BaseException:
-                state.inodes.release(node)
-                raise
-        return state.reply(node, entry, is_fleeting=True), opened
+        with state.inodes.held(entry.inode) as node:
+            if not wants_write(flags):
+                opened = await self._open_for_reading(node)
+            elif self._slabs.is_kept(node):
+                opened = await self._open_kept(node, flags)
+            elif self._is_shared(node):
+                opened = await self._open_shared(node, flags, caller)
+            else:
+                node = state.inodes.make_private(entry.inode)
+                node.overwrites = place
+                try:
+                    opened = await self._open_alias(node, place, flags, caller)
+                except BaseException:
+                    state.inodes.release(node)
+                    raise
+            return state.reply(node, entry, is_fleeting=True), opened
 
     async def _begin(
         self, directory: Node, place: ChildName | None, mode: int, caller: Caller
@@ -316,8 +316,8 @@ class OpenFiles:
             writing = self._from_entry(entry, place, caller)
             writing.base, writing.is_hidden = base, named is None
         elif node.shown is not None:
-            directory = state.inodes.for_inode(place.parent)
-            writing = await self._begin(directory, place, node.shown.mode, caller)
+            with state.inodes.held(place.parent) as directory:
+                writing = await self._begin(directory, place, node.shown.mode, caller)
             flags |= os.O_TRUNC
         else:
             raise os_error(errno.ESTALE)

@@ -114,10 +114,11 @@ class Operations:
             reply = self._lookup_absent(place, caller)
             state.store.take_back_miss(place)
             return reply
-        node = state.inodes.for_inode(entry.inode)
         overwrite = state.pending.find_overwrite(caller.thread, place)
         if overwrite is not None and entry.is_file:
-            return self._lookup_alias(overwrite, place, node, entry)
+            with state.inodes.held(entry.inode) as node:
+                return self._lookup_alias(overwrite, place, node, entry)
+        node = state.inodes.for_inode(entry.inode)
         return state.reply(node, entry, is_fleeting=bool(state.pending.writers(place)))
 
     def _lookup_absent(self, place: ChildName, caller: Caller) -> EntryReply:
@@ -155,11 +156,12 @@ class Operations:
         if alias is None:
             if entry is not None and not overwrite.is_emptying:
                 overwrite.base = self._state.store.open_trusted(entry.inode)
+            looks = self._state.attributes(node, entry)
             alias = self._state.inodes.make_private(node.inode)
             alias.overwrites = place
             overwrite.place = place
             alias.holds = 1
-            alias.shown = replace(self._state.attributes(node, entry), ino=alias.nodeid)
+            alias.shown = replace(looks, ino=alias.nodeid)
             overwrite.alias = alias
         return self._state.reply(alias, is_fleeting=True)
 
@@ -487,7 +489,11 @@ class Operations:
         if entry is None:
             return None
         node = self._state.inodes.for_inode(entry.inode)
-        return EntryReply(node.nodeid, self._state.attributes(node, entry))
+        try:
+            return EntryReply(node.nodeid, self._state.attributes(node, entry))
+        except BaseException:
+            self._state.inodes.release(node)
+            raise
 
     def remember(self, nodeid: int) -> None:
         """A row made by `readdir_entry` was given to the kernel."""

@@ -143,7 +143,7 @@ class PendingNames:
                 return False
         if not thread:
             return False
-        self._expire_overwrites()
+        self.expire()
         self._overwrites[thread] = Overwrite(nodeid, self._deadline(), is_emptying)
         return True
 
@@ -173,7 +173,11 @@ class PendingNames:
         if known is not None:
             self._drop(known)
 
-    def _expire_overwrites(self) -> None:
+    def expire(self) -> None:
+        """Give up the overwrites that nobody came for in time: their aliases, and files held open.
+
+        A thread may be killed between its two walks, or be refused the open by the kernel itself.
+        """
         while self._overwrites:
             thread, oldest = next(iter(self._overwrites.items()))
             if len(self._overwrites) < MAX_OVERWRITES and self._is_fresh(oldest.expires_ns):

@@ -101,6 +101,7 @@ class QuickAnswers:
         node = self._state.inodes.for_inode(entry.inode)
         image = self._image(node, entry)
         if image is None:
+            self._state.inodes.release(node)
             return None
         node.lookups += 1
         return wire.encode_known_entry(unique, node.nodeid, ENTRY_TIMEOUTS, image)

@@ -1,0 +1,132 @@
+"""What a caller began and never finished leaves no inode and no open file behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvfs.aio import BlockingCalls
+from kvfs.clock import ManualClock
+from kvfs.filesystem.operations import Operations
+from kvfs.filesystem.processes import ProcProcesses
+from kvfs.filesystem.records import ROOT_NODEID, Caller
+from kvfs.model import ChildName
+from kvfs.open_store import init_store, open_store
+from kvfs.store.store import Store
+from tests.mount_fixture import CAPACITY
+
+CALLER, OTHER = Caller(thread=os.getpid()), Caller(thread=1)
+NAME = b"block"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    init_store(tmp_path / "store", capacity_bytes=CAPACITY)
+    with open_store(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def operations(store: Store, clock: ManualClock) -> Operations:
+    return Operations(store, clock, ProcProcesses(), BlockingCalls())
+
+
+def put(store: Store, data: bytes) -> None:
+    store.put(ChildName(ROOT_NODEID, NAME), data)
+
+
+def known(operations: Operations) -> int:
+    """Inodes in the table beside the root."""
+    return len(operations.state.inodes) - 1
+
+
+async def look_up(operations: Operations) -> int:
+    return (await operations.lookup(ROOT_NODEID, NAME, CALLER)).nodeid
+
+
+async def begin_overwrite(operations: Operations) -> None:
+    """Open a published file for writing as far as ESTALE; the kernel then forgets what it knew."""
+    nodeid = await look_up(operations)
+    with pytest.raises(OSError, match="Stale") as caught:
+        await operations.files.open(nodeid, os.O_WRONLY, CALLER)
+    assert caught.value.errno == errno.ESTALE
+    operations.forget(nodeid, 1)
+
+
+def test_i8_an_open_that_never_comes_back_is_given_up_after_a_while(
+    store: Store, clock: ManualClock, operations: Operations
+) -> None:
+    async def run() -> None:
+        await begin_overwrite(operations)
+        alias = await look_up(operations)
+        operations.forget(alias, 1)
+
+    put(store, b"bytes")
+    trio.run(run)
+    assert known(operations) == 1, "the open may still come"
+    clock.advance(11)
+    operations.state.pending.expire()
+    assert known(operations) == 0
+
+
+def test_the_file_that_a_name_led_to_is_not_kept_for_the_walk_to_its_alias(
+    store: Store, clock: ManualClock, operations: Operations
+) -> None:
+    async def run() -> None:
+        await begin_overwrite(operations)
+        put(store, b"of a twin")  # another inode: the kernel was never told of it
+        alias = await look_up(operations)
+        opened = await operations.files.open(alias, os.O_WRONLY, CALLER)
+        await operations.files.release(opened.handle)
+        operations.forget(alias, 1)
+
+    put(store, b"bytes")
+    trio.run(run)
+    assert known(operations) == 0
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_RDONLY])
+def test_a_create_that_finds_the_name_taken_leaves_only_what_it_opened(
+    store: Store, operations: Operations, flags: int
+) -> None:
+    async def run() -> None:
+        reply, opened = await operations.create(ROOT_NODEID, NAME, 0o644, flags, CALLER)
+        await operations.files.release(opened.handle)
+        operations.forget(reply.nodeid, 1)
+
+    put(store, b"bytes")
+    trio.run(run)
+    assert known(operations) == 0
+
+
+def test_what_a_create_is_about_to_open_outlives_that_others_forget_it(
+    store: Store, operations: Operations
+) -> None:
+    """Emptying a lock file waits for a thread: meanwhile its only lookup may be forgotten."""
+    name, flags = b"key.lock", os.O_WRONLY | os.O_TRUNC
+
+    async def come_and_go() -> None:
+        reply = await operations.lookup(ROOT_NODEID, name, OTHER)
+        operations.forget(reply.nodeid, 1)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(come_and_go)
+            reply, opened = await operations.create(ROOT_NODEID, name, 0o644, flags, CALLER)
+        assert operations.state.inodes.find(reply.nodeid) is not None
+        await operations.files.release(opened.handle)
+        operations.forget(reply.nodeid, 1)
+
+    store.put(ChildName(ROOT_NODEID, name), b"bytes")
+    trio.run(run)
+    assert known(operations) == 0
