@@ -37,12 +37,15 @@ PAGE_ROWS = 4096
 MAX_FOLDERS = 100_000
 """Folder paths kept while walking; beyond it they are looked up again (I8)."""
 UNLINK_EVERY_S = 0.02
+MAX_REST_WAIT_S = 0.1
+"""A file waits no longer for a rest between two transactions."""
 NS_PER_S = 1_000_000_000
 # Plain integers and no calls: the survey asks a million times.
 _RAW, _SETTLED = int(Form.RAW), int(Form.SETTLED)
 _new = tuple.__new__
-UNLINK_BATCH = 512
-"""Files whose bytes are freed in one transaction: each costs the writers its fdatasync."""
+UNLINK_BATCH = 128
+"""Files whose bytes are freed in one transaction: each costs the writers its fdatasync, and more
+files hold the lock for longer than a transaction of removals may."""
 
 
 class Walk:
@@ -180,7 +183,12 @@ class Collector:
     def __init__(self, context: StoreContext) -> None:
         self._context = context
         # "Background": this object empties it itself, between transactions.
-        self._trash = Trash(context, has_background=True, batch=UNLINK_BATCH)
+        self._trash = Trash(
+            context,
+            has_background=True,
+            batch=UNLINK_BATCH,
+            pace=lambda: self._remover.resting.wait(MAX_REST_WAIT_S),
+        )
         self._remover = Remover(context, self._trash)
 
     def budget(self, settings: LifecycleSettings) -> Budget:
@@ -231,6 +239,7 @@ class Collector:
         finally:
             outcome.rows_ns = self._context.clock.monotonic_ns() - start_ns
             stop.set()
+            self._remover.resting.set()
             unlinker.join()
         outcome.freed_bytes += self._trash.empty_waiting()
         self._remover.adopt_dead()
@@ -247,4 +256,5 @@ class Collector:
 
     def empty_trash(self) -> int:
         """Unlink what any process left in the trash; return the bytes freed."""
+        self._remover.resting.set()
         return self._trash.empty_table()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
@@ -33,10 +34,18 @@ MAX_WAITING = 64
 class Trash:
     """Files waiting to be unlinked. Thread-safe."""
 
-    def __init__(self, context: StoreContext, *, has_background: bool, batch: int = BATCH) -> None:
-        """batch: files between two clearing transactions."""
+    def __init__(
+        self,
+        context: StoreContext,
+        *,
+        has_background: bool,
+        batch: int = BATCH,
+        pace: Callable[[], object] = lambda: None,
+    ) -> None:
+        """batch: files between two clearing transactions. pace: called before each file."""
         self._context = context
         self._batch = batch
+        self._pace = pace
         self._has_background = has_background
         self._waiting: deque[TrashKey] = deque()
         self._lock = threading.Lock()
@@ -85,6 +94,7 @@ class Trash:
         """Unlink files and clear their rows; what is still open is added to `busy`."""
         gone: list[TrashKey] = []
         for key in keys:
+            self._pace()
             try:
                 is_gone = self._unlink(*key)
             except KvfsError:

@@ -19,12 +19,14 @@ from kvfs.clock import ManualClock
 from kvfs.errors import Corrupt, NotFound
 from kvfs.model import AttributeChange, Codec, ObjectPath, Pin, PutOptions
 from kvfs.open_store import init_store, open_store
-from kvfs.policy.eviction import Reason
+from kvfs.policy.eviction import Reason, Removal
 from kvfs.policy.settings import LifecycleSettings, parse_settings
 from kvfs.policy.survey import Form
 from kvfs.store.collection import Collector, Walk
+from kvfs.store.removal import Outcome, Remover
 from kvfs.store.store import Store
 from kvfs.store.timekeeping import Timekeeper
+from kvfs.store.trash import Trash
 from kvfs_tools.exit_codes import ExitCode
 from kvfs_tools.gc import collect, plan_collection, run
 
@@ -122,6 +124,26 @@ def test_an_object_used_since_the_plan_was_made_stays(store: Store, clock: Manua
     outcome = Collector(store.context).execute(plan.removals, plan.now_s)
     assert (outcome.removed, outcome.kept) == ({}, 1)
     assert names(store) == {b"n"}
+
+
+def test_files_go_while_the_lock_is_left_to_others(store: Store) -> None:
+    for number in range(3):
+        store.put(ObjectPath(b"kv", b"%d" % number), b"%d" % number)
+    context, rests = store.context, []
+    trash = Trash(context, has_background=True, pace=lambda: rests.append(remover.resting.is_set()))
+    remover = Remover(context, trash)
+    inodes = [store.stat(ObjectPath(b"kv", b"%d" % number)).inode for number in range(3)]
+    outcome = Outcome()
+    removals = [Removal(inode, 1, Reason.CAPACITY, 0, -1) for inode in inodes]
+    remover.remove(
+        removals, context.now_s() + 1, outcome, is_stopping=lambda: remover.resting.is_set()
+    )
+    assert (outcome.removed, rests) == ({Reason.CAPACITY: 3}, [])
+    assert not remover.resting.is_set()
+    remover.resting.set()
+    assert trash.empty_waiting() == 3 * 4096
+    assert rests == [True] * 3
+    remover.close()
 
 
 def test_rules_reach_what_is_already_there(store: Store, clock: ManualClock) -> None:
