@@ -10,17 +10,23 @@ from itertools import islice
 from pathlib import Path
 
 from kvfs.clock import ManualClock
-from kvfs.errors import KvfsError, NoSpace, Unavailable
-from kvfs.model import Digest
+from kvfs.errors import AlreadyExists, KvfsError, NoSpace, Unavailable
+from kvfs.index.schema import unpack_block
+from kvfs.model import Codec, Digest, ObjectPath
 from kvfs.open_store import open_store
 from kvfs.policy.expiry import Rule, RuleSet
 from kvfs.policy.settings import LifecycleSettings
 from kvfs.store.lifecycle import only_one
+from kvfs.store.recoder import MIN_SIZE
 from kvfs.store.store import Store
 from kvfs_tools.gc import collect
 from tests.crash.ledger import Ledger
+from tests.crash.recoding_note import RecodingNote
 
 MAX_BLOCKS = 200
+LARGE_BUCKET = b"large"
+LARGE_COUNT, LARGE_SIZE, SMALL_SIZE = 3, 4 << 20, 1 << 20
+_LOW_BITS = bytes(byte & 7 for byte in range(256))
 
 
 def settings(keeps: bool) -> LifecycleSettings:
@@ -43,10 +49,16 @@ def run_collector(root: Path, role: str, seed: int, log: Path, keeps: bool) -> N
                 ledger.complain("I1: a collection found a bad block")
         clock.advance(2)
 
+    note = RecodingNote(note_beside(log))
+    note.start()
+
     def recoding(store: Store) -> None:
-        for digest in _digests(store):
-            with suppress(NoSpace):
-                store.compress(digest) if chance.random() < 0.6 else store.promote(digest)
+        _put_large(store, chance, keeps)
+        for digest, codec in _recodable(store):
+            wanted = Codec.FRAMED if codec is Codec.RAW else Codec.RAW
+            with suppress(NoSpace), note.inside(wanted):
+                store.compress(digest) if wanted is Codec.FRAMED else store.promote(digest)
+        note.start()  # one that was refused is over, too
 
     def scrubbing(store: Store) -> None:
         if store.scrub(2 << 20).bad_digests:
@@ -66,6 +78,28 @@ def run_collector(root: Path, role: str, seed: int, log: Path, keeps: bool) -> N
         raise
 
 
-def _digests(store: Store) -> list[Digest]:
+def note_beside(log: Path) -> Path:
+    """Return where the recoder that writes `log` notes whether it is inside a recoding."""
+    return log.with_suffix(".recoding")
+
+
+def _put_large(store: Store, chance: random.Random, keeps: bool) -> None:
+    """See to blocks whose recoding takes a while, so that kills fall into it."""
+    for number in range(LARGE_COUNT if keeps else 1):
+        path = ObjectPath(LARGE_BUCKET, b"large-%d" % number)
+        if store.find(path) is None:
+            size = LARGE_SIZE if keeps else SMALL_SIZE
+            with suppress(NoSpace, AlreadyExists):
+                if store.find_namespace(LARGE_BUCKET) is None:
+                    store.create_namespace(LARGE_BUCKET)
+                store.put(path, chance.randbytes(size).translate(_LOW_BITS))
+
+
+def _recodable(store: Store) -> list[tuple[Digest, Codec]]:
+    found = []
     with store.context.index.read() as txn:
-        return [Digest(key) for key in islice(txn.keys("blocks"), MAX_BLOCKS)]
+        for key, raw in islice(txn.rows("blocks"), MAX_BLOCKS):
+            block = unpack_block(raw)
+            if block.size >= MIN_SIZE and not block.is_incompressible:
+                found.append((Digest(key), block.codec))
+    return found

@@ -152,9 +152,13 @@ class Crew:
         self._seed += 1
         return self._server.start(
             root=str(self.root), number=number, seed=self._seed % 1_000_000, steps=steps,
-            log=str(self._logs / f"{number}.log"), keeps=self.keeps,
+            log=str(self.log_of(number)), keeps=self.keeps,
             gate=str(gate) if gate else "", has_faults=has_faults, role=role,
         )  # fmt: skip
+
+    def log_of(self, number: int) -> Path:
+        """Return where worker `number` writes its promises."""
+        return self._logs / f"{number}.log"
 
     def verify(self) -> None:
         """With every worker dead: open, and hold the store against all that was promised."""

@@ -3,6 +3,7 @@ byte is wrong, and what they left half-done is finished by the next (I1, I2, I4)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from kvfs.index.schema import unpack_block
 from kvfs.model import Codec, Durability
 from kvfs.open_store import open_store
 from kvfs_tools.gc import collect
-from tests.crash.collectors import settings
+from tests.crash.collectors import note_beside, settings
 from tests.crash.crew import FAR, Crew, ForkServer, kill, let_run
+from tests.crash.recoding_note import RecodingNote
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
@@ -23,6 +25,12 @@ BOUNDED_KILLS = 30
 SOAK_KILLS = 1_000
 ROLES = ("collect", "recode", "scrub")
 WORKERS = 2
+RECODER = WORKERS + ROLES.index("recode")
+KILL_ORDER = ("recode", "collect", "recode", "scrub", "recode", "recode")
+WAITS_FOR_RECODING = 200
+"""Looks, 5 ms apart, whether a recoder is at work: it may wait for the lock, or for space."""
+LEAST_CUT_SHARE = 0.2
+"""Of all kills, those that must have cut a recoding short; most other ones are of other roles."""
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +53,37 @@ def test_killed_collectors_recoders_and_scrubbers_leave_a_store_in_order(
     wanted = (int(given) if given else SOAK_KILLS if is_soak else BOUNDED_KILLS) // 2
     root = tmp_path / "store"
     crew = Crew(root, server, keeps=keeps, durability=Durability.CACHE, seed=23 if keeps else 29)
+    note = RecodingNote(note_beside(crew.log_of(RECODER)))
+    cut: Counter[str] = Counter()
     kills = framed = 0
+
+    def kill_role(role: str, pid: int) -> None:
+        kill(pid)
+        if role == "recode" and note.cut_short is not None:
+            cut[note.cut_short.name] += 1
+
+    def reach_recoding(pids: list[int]) -> None:
+        for _ in range(WAITS_FOR_RECODING):
+            if note.cut_short is not None:
+                break
+            let_run(pids, 0.005)
+        let_run(pids, crew.chance.uniform(0.0, 0.12))  # somewhere within it, or in the next
+
     while kills < wanted:
         workers = [crew.start(number) for number in range(WORKERS)]
         others = {role: crew.start(WORKERS + n, role=role) for n, role in enumerate(ROLES)}
-        for _ in range(6):
-            let_run([*workers, *others.values()], crew.chance.uniform(0.0, 0.3))
-            role = crew.chance.choice(ROLES)
-            kill(others[role])
+        for role in KILL_ORDER:
+            pids = [*workers, *others.values()]
+            let_run(pids, crew.chance.uniform(0.0, 0.3))
+            if role == "recode":
+                reach_recoding(pids)
+            kill_role(role, others[role])
             kills += 1
             others[role] = crew.start(WORKERS + ROLES.index(role), role=role)
         let_run([*workers, *others.values()], crew.chance.uniform(0.05, 0.25))
-        for pid in (*others.values(), *workers):
+        for role, pid in others.items():
+            kill_role(role, pid)
+        for pid in workers:
             kill(pid)
         kills += len(others)
         crew.verify()
@@ -66,4 +93,5 @@ def test_killed_collectors_recoders_and_scrubbers_leave_a_store_in_order(
         assert report.bad_blocks == 0
         assert not list((root / "index").glob("dropped-*"))
         assert store.check(is_full=True).is_clean
-    print(f"kills={kills} framed={framed} {crew.tally}")
+    print(f"kills={kills} recodings cut short={dict(cut)} framed={framed} {crew.tally}")
+    assert cut.total() >= LEAST_CUT_SHARE * kills, "the kills missed the recodings"
