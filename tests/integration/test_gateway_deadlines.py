@@ -173,7 +173,8 @@ async def test_i8_a_body_that_trickles_is_cut_off_and_leaves_nothing(
     await client.is_awaited()
     pieces = b"1\r\nx\r\n" * 100 if is_chunked else b"x" * 100
     taken = await client.trickle(pieces, every=5)
-    assert bodies.WINDOW_SECONDS <= taken <= bodies.WINDOW_SECONDS + 10
+    # A chunk is written by a thread, during which virtual time flies uncounted: so no closer bound.
+    assert bodies.WINDOW_SECONDS <= taken < 5 * len(pieces), "it was cut off before all was sent"
     assert store.get(KEY) == b"old"
     assert store.usage().reserved_bytes == reserved
 
