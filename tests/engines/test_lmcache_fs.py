@@ -45,6 +45,9 @@ OWN_TESTS = [
     "tests/v1/distributed/test_fs_l2_adapter_keys.py",
 ]
 
+OWN_SETTINGS = ["-c", "pyproject.toml", "-q", "-p", "no:cacheprovider"]
+"""Named, for pytest would otherwise find this project's own settings above the environment."""
+
 TIMED = ["--deselect", f"{OWN_TESTS[2]}::TestDelete::test_large_batch_deletes_all_and_notifies"]
 """It fails where 300 stores take more than five seconds: a busy machine. The same without a clock
 is below."""
@@ -162,7 +165,7 @@ def test_lmcaches_own_tests_of_its_connectors_pass_on_the_mount(directory: Path)
     """From its source distribution, as they are; TMPDIR is where they put their files."""
     require_engines()
     done = subprocess.run(
-        [str(PYTHON), "-m", "pytest", "-q", "-p", "no:cacheprovider", *OWN_TESTS, *TIMED],
+        [str(PYTHON), "-m", "pytest", *OWN_SETTINGS, *OWN_TESTS, *TIMED],
         cwd=ENGINES / "lmcache-source",
         env=engine_environment(TMPDIR=str(directory), PYTHONDONTWRITEBYTECODE="1"),
         capture_output=True,

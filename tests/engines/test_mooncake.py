@@ -122,7 +122,7 @@ def test_what_one_process_puts_a_later_one_gets_from_the_files(
     with running_cluster(directory, backend) as cluster:
         with cluster.client() as writer:
             stored = writer.ask("put", name="kv", seeds=seeds, length=length)
-            wait_until(lambda: writer.ask("are_on_disk", name="kv", seeds=seeds))
+            wait_until(lambda: writer.ask("are_on_disk", name="kv", seeds=seeds), seconds=60)
         # Until the master lets the dead writer go, its memory is where the values are sought.
         wait_until(lambda: get_anew(cluster, [*seeds, 9]) == [*stored, None])
 
