@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfs.codec.digest import SALT_LENGTH
-from kvfs.errors import AlreadyExists, NamespaceNotEmpty
+from kvfs.errors import AlreadyExists, NamespaceNotEmpty, NamespaceNotFound
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import InodeRow, NamespaceRow, check_component, entry_of
@@ -85,6 +85,14 @@ class Namespaces:
             raise
         self._context.index.sync()  # at `cache` too: whoever made a bucket does not look again
         return entry
+
+    def salt(self, namespace_id: NamespaceId) -> bytes:
+        """Return what a namespace's digests are keyed with. Raises: NamespaceNotFound."""
+        with self._context.index.read() as txn:
+            namespace = txn.namespace(namespace_id)
+        if namespace is None:
+            raise NamespaceNotFound("the bucket was deleted meanwhile: create it again")
+        return namespace.salt
 
     def delete(self, name: bytes) -> None:
         """Remove a bucket that holds no object. Raises: NamespaceNotFound, NamespaceNotEmpty."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kvfs.errors import Closed, TooLarge, Unavailable
-from kvfs.model import PartInfo
+from kvfs.model import NO_DIGEST, Digest, NamespaceId, PartInfo
 from kvfs.store.block_files import StagingFile, os_error, sectors
 from kvfs.store.space import Space
 from kvfs.store.staging import STEP
@@ -155,6 +155,10 @@ class Assembled:
 
     def ensure(self, total_bytes: int, /) -> None:
         """Nothing to do: it does not grow any more."""
+
+    def digest(self, namespace_id: NamespaceId, size: int, /) -> Digest:
+        """Parts come in any order: the file is read for it."""
+        return NO_DIGEST
 
     def take(self) -> tuple[StagingFile, int]:
         fd, self.fd = self.fd, -1

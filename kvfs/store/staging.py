@@ -10,8 +10,9 @@ import contextlib
 import errno
 import os
 
+from kvfs.codec.digest import RunningDigest
 from kvfs.errors import Closed, NoSpace, TooLarge
-from kvfs.model import NamespaceId
+from kvfs.model import NO_DIGEST, Digest, NamespaceId
 from kvfs.store import mutable_paths
 from kvfs.store.block_files import SECTOR, BlockFiles, StagingFile, os_error, sectors
 from kvfs.store.space import Space
@@ -28,10 +29,20 @@ class Staging:
     """One writer's private file. Not thread-safe; `publish` and `close` end it."""
 
     def __init__(
-        self, files: BlockFiles, space: Space, namespace_id: NamespaceId, size_bytes: int | None
+        self,
+        files: BlockFiles,
+        space: Space,
+        namespace_id: NamespaceId,
+        size_bytes: int | None,
+        salt: bytes = b"",
     ) -> None:
-        """Reserve and open. Raises: NoSpace, TooLarge, Unavailable, Denied."""
+        """Reserve and open. Raises: NoSpace, TooLarge, Unavailable, Denied.
+
+        salt: the namespace's; then what `write` and `pwrite` are given is hashed on its way, and
+        nobody may write in another manner.
+        """
         self.namespace_id = namespace_id
+        self._running = RunningDigest(salt) if salt else None
         self._files = files
         self._space = space
         self._reserved = 0
@@ -128,8 +139,8 @@ class Staging:
 
     def pwrite(self, data: bytes | memoryview, offset: int, *, moves: bool = False) -> int:
         """Write all of `data` at `offset`; return its length. Raises: NoSpace, Unavailable."""
-        view = memoryview(data).cast("B")  # a short write is counted in bytes, not in items
-        length = len(view)
+        whole = view = memoryview(data).cast("B")  # short writes are counted in bytes, not items
+        start, length = offset, len(view)
         end = offset + length
         if sectors(end) > self._reserved:
             self._ensure_step(end, length)
@@ -142,7 +153,24 @@ class Staging:
                 offset += count
         except OSError as error:
             raise os_error(error, "cannot write a staging file") from error
+        if self._running is not None:
+            self._hash(whole, start)
         return length
+
+    def _hash(self, data: memoryview, offset: int) -> None:
+        """Add what was just written; a writer that goes back or leaves a gap is not followed."""
+        if self._running is not None and offset == self._running.length:
+            self._running.update(data)
+        else:
+            self._running = None
+
+    def digest(self, namespace_id: NamespaceId, size: int) -> Digest:
+        """Return the digest under a namespace's salt if all `size` bytes were hashed on their way;
+        NO_DIGEST where the file must be read for it."""
+        running = self._running
+        if running is None or running.length != size or namespace_id != self.namespace_id:
+            return NO_DIGEST
+        return running.digest() if size else NO_DIGEST
 
     def _ensure_step(self, end: int, length: int) -> None:
         """Reserve a step ahead; when the store is too full for that, exactly what is needed.
@@ -162,6 +190,7 @@ class Staging:
         """Set the file's length; what is added is a hole and costs nothing. Raises: Unavailable."""
         if length > MAX_OBJECT_LENGTH:
             raise TooLarge(f"{length} bytes are more than one object may have (5 TiB)")
+        self._running = None
         try:
             os.ftruncate(self.fd, length)
         except OSError as error:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import click
 
 from kvfs.errors import InvalidArgument, NamespaceNotFound, NotFound
-from kvfs.model import Entry, ListedObject, ObjectPath, PutOptions, WriteCondition
+from kvfs.model import Entry, ListedObject, NamespaceId, ObjectPath, PutOptions, WriteCondition
 from kvfs.store.store import Store
 from kvfs_tools.command_store import json_option, name_bytes, open_command_store, store_option
 from kvfs_tools.object_report import entry_record, entry_text, namespace_record, namespace_text
@@ -60,8 +60,8 @@ def put(
         condition=WriteCondition(must_be_absent=no_replace),
     )
     with open_command_store(store_path) as store, _opened_input(source) as file:
-        _require_bucket(store, path.namespace, create_bucket)
-        entry = _put_file(store, file, path, options)
+        bucket = _require_bucket(store, path.namespace, create_bucket)
+        entry = _put_file(store, bucket, file, path, options)
     if is_json:
         click.echo(json.dumps(entry_record(path, entry)))
 
@@ -161,11 +161,13 @@ def rm(
         click.echo(f"{verb} {removed} objects, {render_size(removed_bytes)}.")
 
 
-def _put_file(store: Store, file: BinaryIO, path: ObjectPath, options: PutOptions) -> Entry:
+def _put_file(
+    store: Store, bucket: NamespaceId, file: BinaryIO, path: ObjectPath, options: PutOptions
+) -> Entry:
     """Stage the file's bytes and publish them; the staging is gone whatever happens."""
     size_bytes = _known_size(file)
     with (
-        contextlib.closing(store.stage(size_bytes=size_bytes)) as staging,
+        contextlib.closing(store.stage_in_order(bucket, size_bytes=size_bytes)) as staging,
         Progress(str(path), size_bytes or 0) as progress,
     ):
         total = 0
@@ -183,12 +185,12 @@ def _known_size(file: BinaryIO) -> int | None:
     return status.st_size if stat_module.S_ISREG(status.st_mode) else None
 
 
-def _require_bucket(store: Store, name: bytes, create: bool) -> None:
-    if store.find_namespace(name) is not None:
-        return
+def _require_bucket(store: Store, name: bytes, create: bool) -> NamespaceId:
+    found = store.find_namespace(name)
+    if found is not None:
+        return found.namespace_id
     if create:
-        store.create_namespace(name)
-        return
+        return store.create_namespace(name).namespace_id
     shown = render_bytes(name)
     raise NamespaceNotFound(
         f"There is no bucket {shown!r}: run `kvfs mkdir {shown}`, or put with --create-bucket."

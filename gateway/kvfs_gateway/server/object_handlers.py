@@ -68,7 +68,9 @@ async def put_object(call: Call) -> Response:
     wants_md5 = call.service.has_md5_etags or (length is not None and length <= MAX_MD5_LENGTH)
     call.body.begin(call.authentication, wants_md5=wants_md5)
     store = call.service.store
-    staging = await call.service.write(store.stage, namespace.namespace_id, size_bytes=length)
+    staging = await call.service.write(
+        store.stage_in_order, namespace.namespace_id, size_bytes=length
+    )
     try:
         size = await receive(call, staging, MAX_PUT_LENGTH)
         digests = call.body.finish()
