@@ -91,6 +91,16 @@ class Client:
                     (reply,) = parse_replies(received)
                     return reply
 
+    async def heads(self, count: int) -> bytes:
+        """Return what came when `count` answers' heads are there."""
+        received = b""
+        with trio.fail_after(NEVER):
+            while received.count(b"\r\n\r\n") < count:
+                piece = await self.stream.receive_some()
+                assert piece, "the server ended the connection"
+                received += piece
+        return received
+
     async def is_awaited(self) -> None:
         """Wait until the server asks for the body."""
         with trio.fail_after(NEVER):
@@ -125,6 +135,7 @@ async def client(
     near.setblocking(False)
     served = ConnectionSet()
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.idle.serve)
         nursery.start_soon(served.serve, near, "test", settings, PlainTransport)
         nursery.start_soon(reap_forever, served)
         async with trio.SocketStream(trio.socket.from_stdlib_socket(far)) as stream:
@@ -258,3 +269,82 @@ async def test_a_presigned_url_ends_with_its_last_second(
         replies.append(await client.answer())
     assert [reply.status for reply in replies] == [200, 200, 403, 200]
     assert replies[2].code == "AccessDenied"
+
+
+# -- a connection whose last request was a HEAD waits beside the others, without its task
+
+HEAD = signed(HOST, "HEAD", "/bucket/key").raw()
+
+
+@pytest.fixture
+async def asked(client: Client) -> Client:
+    """A client that has had an answer to a HEAD."""
+    await client.stream.send_all(HEAD)
+    await client.heads(1)
+    return client
+
+
+async def test_a_connection_that_asks_heads_is_kept_for_a_while(
+    asked: Client, autojump_clock: trio.testing.MockClock
+) -> None:
+    for _ in range(3):
+        await trio.sleep(connections.IDLE_SECONDS - 5)
+        await asked.stream.send_all(HEAD)
+        await asked.heads(1)
+    seconds, replies = await asked.until_cut_off()
+    assert connections.IDLE_SECONDS <= seconds <= connections.IDLE_SECONDS + 2
+    assert not replies
+
+
+async def test_a_head_that_trickles_after_a_head_is_cut_off_in_time(
+    asked: Client, autojump_clock: trio.testing.MockClock
+) -> None:
+    taken = await asked.trickle(HEAD[:-1], every=1)
+    assert connections.HEAD_SECONDS <= taken <= connections.HEAD_SECONDS + 3
+
+
+async def test_any_request_may_follow_a_head(
+    asked: Client, store: Store, autojump_clock: trio.testing.MockClock
+) -> None:
+    put = signed(HOST, "PUT", "/bucket/key", body=b"new").raw()
+    get = signed(HOST, "GET", "/bucket/key").raw()
+    for request, body in ((get, b"old"), (put, b""), (get, b"new")):
+        await asked.stream.send_all(request)
+        answer = await asked.answer()
+        assert (answer.status, answer.body) == (200, body)
+        await asked.stream.send_all(HEAD)
+        await asked.heads(1)
+    await asked.stream.send_all(HEAD * 3 + get)
+    received = await asked.heads(4)
+    assert received.endswith(b"new")
+    await asked.stream.send_all(b"HEAD nonsense\r\n\r\n")
+    assert (await asked.answer()).status == 400
+
+
+async def test_a_head_may_be_the_last_request(
+    asked: Client, autojump_clock: trio.testing.MockClock
+) -> None:
+    last = signed(HOST, "HEAD", "/bucket/missing", {"Connection": "close"}).raw()
+    await asked.stream.send_all(last)
+    assert b"404" in await asked.heads(1)
+    seconds, replies = await asked.until_cut_off()
+    assert seconds < 1
+    assert not replies
+
+
+async def test_a_half_open_client_gets_the_answer_to_its_head(
+    asked: Client, autojump_clock: trio.testing.MockClock
+) -> None:
+    await asked.stream.send_all(HEAD)
+    await asked.stream.send_eof()
+    await asked.heads(1)
+    assert (await asked.until_cut_off())[0] < 1
+
+
+async def test_a_client_that_asks_heads_and_reads_none_is_cut_off(
+    asked: Client, autojump_clock: trio.testing.MockClock
+) -> None:
+    started = trio.current_time()
+    with pytest.raises(trio.BrokenResourceError):
+        await asked.stream.send_all(HEAD * 20_000)
+    assert trio.current_time() - started <= connections.SEND_SECONDS + 3

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from kvfs.open_store import init_store, open_store
 from kvfs.store.store import Store
 from kvfs_gateway.s3.routing import Addressing
 from kvfs_gateway.server.access_log import AccessFormat, AccessLog
-from kvfs_gateway.server.connection import Connection, ConnectionSettings, RequestIds
+from kvfs_gateway.server.connection import ConnectionSettings, RequestIds
+from kvfs_gateway.server.listener import ConnectionSet
 from kvfs_gateway.server.metrics import WorkerMetrics, create_shared
 from kvfs_gateway.server.page_cache import is_cached
 from kvfs_gateway.server.service import LOAD_THREADS, Service
@@ -60,6 +62,8 @@ class Server:
         credential = Credential(ACCESS_KEY, SECRET_KEY)
         self.service = Service(store, clock, SystemRandomness(), credential)
         self._nursery = nursery
+        self._served = ConnectionSet()
+        nursery.start_soon(self._served.idle.serve)
         self._settings = ConnectionSettings(
             self.service,
             Addressing(),
@@ -72,8 +76,7 @@ class Server:
         """Return the client's side of a new connection."""
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        transport = PlainTransport(theirs, "peer")
-        self._nursery.start_soon(Connection(transport, self._settings).serve)
+        self._nursery.start_soon(self._served.serve, theirs, "peer", self._settings, PlainTransport)
         return trio.socket.from_stdlib_socket(ours)
 
     async def ask(self, method: str, key: str) -> tuple[int, bytes]:
@@ -88,13 +91,20 @@ class Server:
         return reply.status, reply.body
 
 
+@contextlib.asynccontextmanager
+async def serving(store: Store) -> AsyncIterator[Server]:
+    """Yield a server; its connections end with it."""
+    async with trio.open_nursery() as nursery:
+        yield Server(store, nursery)
+        nursery.cancel_scope.cancel()
+
+
 async def test_heads_misses_and_hot_reads_are_answered_while_cold_reads_hang(store: Store) -> None:
     make_cold(store, b"cold")
     disk_answers = threading.Event()
     answers: list[tuple[int, bytes]] = []
     with trio.fail_after(SECONDS):
-        async with trio.open_nursery() as nursery:
-            server = Server(store, nursery)
+        async with serving(store) as server, trio.open_nursery() as nursery:
 
             async def read_cold() -> None:
                 answers.append(await server.ask("GET", "cold"))
@@ -116,8 +126,7 @@ async def test_heads_misses_and_hot_reads_are_answered_while_cold_reads_hang(sto
 async def test_a_client_that_pipelines_takes_turns_with_the_others(store: Store) -> None:
     head = signed(HOST, "HEAD", f"/{ENGINE_BUCKET}/hot").raw()
     with trio.fail_after(SECONDS):
-        async with trio.open_nursery() as nursery:
-            server = Server(store, nursery)
+        async with serving(store) as server:
             with server.connect() as greedy:
                 await greedy.send(head * PIPELINED)
                 assert (await server.ask("HEAD", "hot"))[0] == 200

@@ -4,6 +4,9 @@ Owns the cycle of a connection and the edge at which foreign exceptions become a
 requests are answered one after the other; whatever a request left unread is read away when it is
 little, and otherwise the connection is closed after the answer, gently, so that it arrives.
 
+A HEAD needs nothing to wait for, so `_answer_head` is no coroutine: it answers inside the
+connection's task, and between two requests from idle_connections.py without waking that task.
+
 Holds: an answer is sent completely or the connection is closed; no byte of one request is ever
 taken for the next one's head.
 """
@@ -12,20 +15,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 import trio
 
 from kvfs.errors import KvfsError
 from kvfs_gateway.s3.errors import ErrorContext, S3Error, render_error
-from kvfs_gateway.s3.head import Head, find_head_end, parse_head
+from kvfs_gateway.s3.head import Framing, Head, find_head_end, parse_head
 from kvfs_gateway.s3.http_dates import render_http_date
 from kvfs_gateway.s3.routing import Addressing
 from kvfs_gateway.server.access_log import Access, AccessLog
 from kvfs_gateway.server.body import RequestBody
 from kvfs_gateway.server.dispatch import answer, health_answer
 from kvfs_gateway.server.error_map import to_s3_error
+from kvfs_gateway.server.idle_connections import IdleConnections
 from kvfs_gateway.server.metrics import WorkerMetrics
 from kvfs_gateway.server.response import CONTINUE, XML, Response, render_head
 from kvfs_gateway.server.send_object import send_object
@@ -45,6 +49,9 @@ DISCARD_LENGTH = 256 * 1024
 """A refused body up to this length is read away to keep the connection."""
 LINGER_LENGTH = 4 * 1024 * 1024
 RECEIVE_LENGTH = 16 * 1024
+
+
+_NO_BODY = Head("HEAD", b"/", False, {}, Framing.NONE, 0, True, False)
 
 
 @dataclass(slots=True)
@@ -74,14 +81,24 @@ class ConnectionSettings:
 class Connection:
     """Serves one transport until it ends."""
 
-    def __init__(self, transport: Transport, settings: ConnectionSettings) -> None:
+    def __init__(
+        self, transport: Transport, settings: ConnectionSettings, idle: IdleConnections
+    ) -> None:
         self._transport = transport
+        self._direct = transport.direct
+        self._idle = idle
         self._settings = settings
         self._service = settings.service
         self._inbox = bytearray()
         self._now = trio.current_time()
         """When the present request began, and between two when the last answer left."""
         self.is_idle = True
+        self._was_head = False
+        self._unsent = b""
+        """What the kernel did not take of an answer given without the task."""
+        self._is_over = False
+        """Nothing follows the last answer."""
+        self._no_body = self._new_body(_NO_BODY)
 
     async def serve(self) -> None:
         """Answer requests until the peer leaves, errs, or the worker drains."""
@@ -105,26 +122,70 @@ class Connection:
             return False
         if head is None:
             return False
-        body = RequestBody(
-            self._transport, head, self._inbox, self._service.buffers, self._send_continue
-        )
+        body = self._new_body(head)
         try:
             return await self._answer(head, body)
         finally:
             body.close()
             self.is_idle = True
 
+    def _new_body(self, head: Head) -> RequestBody:
+        return RequestBody(
+            self._transport, head, self._inbox, self._service.buffers, self._send_continue
+        )
+
+    async def _wait_for_request(self) -> bool:
+        """Put the first bytes of a request into the inbox; return False when none comes."""
+        transport = self._transport
+        transport.deadline = self._now + IDLE_SECONDS
+        direct = self._direct
+        if direct is None or not self._was_head:
+            self._inbox += await transport.receive(RECEIVE_LENGTH)
+            return bool(self._inbox)
+        await self._idle.wait(direct.fileno(), self._take_turn)
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            transport.deadline = trio.current_time() + SEND_SECONDS
+            await transport.send(unsent)
+        return bool(self._inbox) and not self._is_over
+
+    def _take_turn(self) -> bool:
+        """Answer a whole HEAD at once; return False when there is anything else to do."""
+        inbox, direct = self._inbox, self._direct
+        assert direct is not None, "only such connections wait here"
+        try:
+            data = direct.receive_now(RECEIVE_LENGTH)
+            if data is None:
+                return True
+            inbox += data
+            if not data.startswith(b"HEAD ") or not data.endswith(b"\r\n\r\n"):
+                return False
+            self._now = trio.current_time()
+            try:
+                if find_head_end(inbox) != len(inbox):
+                    return False
+                head = parse_head(data)
+            except S3Error:
+                return False  # the task finds and answers it
+            if head.framing is not Framing.NONE:
+                return False
+            inbox.clear()
+            answer, keeps_alive = self._answer_head(head)
+            self._unsent = answer[direct.send_now(answer) :]
+        except Disconnected:
+            self._is_over = True
+            return False
+        self._transport.deadline = self._now + IDLE_SECONDS
+        self._is_over = not keeps_alive
+        return keeps_alive and not self._unsent
+
     async def _read_head(self) -> Head | None:
         """Return the next head, None when the peer is done. Raises: S3Error, Disconnected."""
         inbox, transport = self._inbox, self._transport
         if inbox:
             await trio.lowlevel.checkpoint()  # a client that pipelines takes turns with others
-        else:
-            transport.deadline = self._now + IDLE_SECONDS
-            data = await transport.receive(RECEIVE_LENGTH)
-            if not data:
-                return None
-            inbox += data
+        elif not await self._wait_for_request():
+            return None
         searched = 0
         self._now = trio.current_time()
         transport.deadline = self._now + HEAD_SECONDS
@@ -145,7 +206,26 @@ class Connection:
                 return None
             inbox += data
 
+    def _answer_head(self, head: Head) -> tuple[bytes, bool]:
+        """Return the answer to a HEAD without a body, and whether another request may follow."""
+        access = Access(self._transport.peer, self._settings.request_ids.next(), head)
+        code, keeps_alive = "", head.keeps_alive and not self._settings.is_draining()
+        try:
+            response = _run_at_once(self._respond(head, self._no_body, access))
+        except S3Error as error:
+            response = Response(error.status, list(error.headers), has_length=False)
+            code, keeps_alive = error.code, keeps_alive and not error.closes
+        data = self._render_head(head, response, access.request_id, keeps_alive=keeps_alive)
+        self._record(access, self._no_body, response.status, 0, code)
+        return data, keeps_alive
+
     async def _answer(self, head: Head, body: RequestBody) -> bool:
+        self._was_head = head.method == "HEAD" and head.framing is Framing.NONE
+        if self._was_head:
+            data, keeps_alive = self._answer_head(head)
+            self._transport.deadline = self._now + SEND_SECONDS
+            await self._transport.send(data)
+            return keeps_alive
         request_id = self._settings.request_ids.next()
         access = Access(self._transport.peer, request_id, head)
         try:
@@ -209,14 +289,7 @@ class Connection:
         self, head: Head | None, response: Response, request_id: str, *, keeps_alive: bool
     ) -> None:
         is_bodyless = (head is not None and head.method == "HEAD") or not response.has_length
-        date = render_http_date(self._service.clock.now_ns() // 1_000_000_000)
-        data = render_head(
-            response,
-            date=date,
-            request_id=request_id,
-            keeps_alive=keeps_alive,
-            is_http_1_0=head is not None and head.is_http_1_0,
-        )
+        data = self._render_head(head, response, request_id, keeps_alive=keeps_alive)
         self._transport.deadline = trio.current_time() + SEND_SECONDS
         view = response.view
         try:
@@ -231,11 +304,21 @@ class Connection:
             if view is not None:
                 view.close()
 
+    def _render_head(
+        self, head: Head | None, response: Response, request_id: str, *, keeps_alive: bool
+    ) -> bytes:
+        return render_head(
+            response,
+            date=render_http_date(self._service.now_s()),
+            request_id=request_id,
+            keeps_alive=keeps_alive,
+            is_http_1_0=head is not None and head.is_http_1_0,
+        )
+
     async def _send_error(
         self, head: Head | None, error: S3Error, request_id: str, *, keeps_alive: bool
     ) -> int:
         if error.status == 304 or (head is not None and head.method == "HEAD"):
-            # Nobody reads a body here, and a miss that LMCache asks for is the hottest answer.
             response = Response(error.status, list(error.headers), has_length=False)
             await self._send(head, response, request_id, keeps_alive=keeps_alive)
             return 0
@@ -256,3 +339,14 @@ class Connection:
             if not data:
                 return
             taken += len(data)
+
+
+def _run_at_once(answer: Coroutine[object, None, Response]) -> Response:
+    """Return what a coroutine returns that has nothing to wait for. Raises: as it does."""
+    try:
+        answer.send(None)
+    except StopIteration as done:
+        response: Response = done.value
+        return response
+    answer.close()
+    raise AssertionError("a HEAD waited: its handlers answer from memory and the index alone")

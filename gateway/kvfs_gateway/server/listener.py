@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from kvfs_gateway.server.connection import Connection, ConnectionSettings
+from kvfs_gateway.server.idle_connections import IdleConnections
 from kvfs_gateway.server.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,17 @@ class ConnectionSet:
     """The open connections of one worker."""
 
     open: dict[Connection, tuple[Transport, trio.CancelScope]] = field(default_factory=dict)
+    idle: IdleConnections = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.idle = IdleConnections(self.open.__len__)
 
     async def serve(
         self, sock: socket.socket, peer: str, settings: ConnectionSettings, wrap: WrapTransport
     ) -> None:
         """Serve one accepted socket to its end."""
         transport = wrap(sock, peer)
-        connection = Connection(transport, settings)
+        connection = Connection(transport, settings, self.idle)
         settings.metrics.count_connection(1)
         try:
             with trio.CancelScope() as scope:

@@ -61,6 +61,10 @@ class TlsTransport:
         self.peer = plain.peer
 
     @property
+    def direct(self) -> None:
+        return None
+
+    @property
     def deadline(self) -> float:
         """See Transport."""
         return self._plain.deadline

@@ -27,12 +27,33 @@ class Disconnected(Exception):
     """The peer closed or reset the connection, or never finished what it began."""
 
 
+class DirectSocket(Protocol):
+    """A socket that carries requests as they are: what can be done with it without waiting."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, to wait for several at once."""
+        ...
+
+    def receive_now(self, limit: int) -> bytes | None:
+        """Return what is there, b"" at the end, None when nothing is. Raises: Disconnected."""
+        ...
+
+    def send_now(self, data: bytes) -> int:
+        """Send what the kernel takes at once; return its length. Raises: Disconnected."""
+        ...
+
+
 class Transport(Protocol):
     """What a connection needs of its peer, with or without TLS."""
 
     deadline: float
     """trio's time at which the reaper cuts the connection off."""
     peer: str
+
+    @property
+    def direct(self) -> DirectSocket | None:
+        """The socket itself; None where what comes are not yet the requests' bytes (TLS)."""
+        ...
 
     async def receive(self, limit: int) -> bytes:
         """Return 1 to `limit` bytes, b"" at the end of the stream. Raises: Disconnected."""
@@ -72,6 +93,29 @@ class PlainTransport:
         self.deadline = 0.0
         self._turns = 0
         """Receptions in a row for which the loop was not left."""
+
+    @property
+    def direct(self) -> PlainTransport:
+        return self
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive_now(self, limit: int) -> bytes | None:
+        try:
+            return self._socket.recv(limit)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise Disconnected(str(error)) from None
+
+    def send_now(self, data: bytes) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Disconnected(str(error)) from None
 
     async def receive(self, limit: int) -> bytes:
         while True:

@@ -70,6 +70,7 @@ class Worker:
         supervisor = os.pidfd_open(os.getppid())
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._connections.idle.serve)
                 with trio.CancelScope() as accepting:
                     async with trio.open_nursery() as acceptors:
                         for listener, settings in listeners:
