@@ -64,6 +64,7 @@ class Server:
         self._nursery = nursery
         self._served = ConnectionSet()
         nursery.start_soon(self._served.idle.serve)
+        self.let_heads_in = self._served.idle.take_turns
         self._settings = ConnectionSettings(
             self.service,
             Addressing(),
@@ -134,3 +135,18 @@ async def test_a_client_that_pipelines_takes_turns_with_the_others(store: Store)
                 assert received.count(b"HTTP/1.1 200") < PIPELINED // 2
                 while received.count(b"HTTP/1.1 200") < PIPELINED:
                     received += await greedy.recv(1 << 20)
+
+
+async def test_a_task_that_works_for_long_lets_heads_be_answered_meanwhile(store: Store) -> None:
+    head = signed(HOST, "HEAD", f"/{ENGINE_BUCKET}/hot").raw()
+    with trio.fail_after(SECONDS):
+        async with serving(store) as server:
+            with server.connect() as client:
+                await client.send(head)
+                await client.recv(1 << 16)
+                await trio.testing.wait_all_tasks_blocked()
+                # What follows leaves the loop to nobody: send and receive by the socket itself.
+                with socket.fromfd(client.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as direct:
+                    direct.send(head)
+                    server.let_heads_in()
+                    assert direct.recv(1 << 16).startswith(b"HTTP/1.1 200")

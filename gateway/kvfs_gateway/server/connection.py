@@ -298,7 +298,13 @@ class Connection:
                 return
             await self._transport.send(data, more=True)
             await send_object(
-                self._transport, self._service, view, response.offset, response.length, SEND_SECONDS
+                self._transport,
+                self._service,
+                view,
+                response.offset,
+                response.length,
+                SEND_SECONDS,
+                self._idle.take_turns,
             )
         finally:
             if view is not None:

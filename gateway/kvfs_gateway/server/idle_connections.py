@@ -46,6 +46,12 @@ class IdleConnections:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def take_turns(self) -> None:
+        """Let those whose requests have come take their turns: for a task that works for long."""
+        if self._waiting:
+            for fd, _ in self._epoll.poll(0, MAX_TURNS):
+                self._take_turn(fd)
+
     async def serve(self) -> None:
         """Let the waiting connections take their turns, until cancelled."""
         turns = 0

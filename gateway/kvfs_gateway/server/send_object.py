@@ -7,6 +7,8 @@ are not stored raw are decoded in the same pool, a window at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from kvfs.errors import Unavailable
@@ -31,20 +33,29 @@ async def send_object(
     offset: int,
     length: int,
     seconds: float,
+    let_others: Callable[[], None],
 ) -> None:
     """Send `[offset, offset + length)` of `view`; each window has `seconds` to leave.
+
+    let_others: see Transport.send_file.
 
     Raises: Disconnected, KvfsError (the head is out by then: the caller closes).
     """
     service.senders += 1
     try:
-        await _send(transport, service, view, offset, offset + length, seconds)
+        await _send(transport, service, view, offset, offset + length, seconds, let_others)
     finally:
         service.senders -= 1
 
 
 async def _send(
-    transport: Transport, service: Service, view: ReadView, offset: int, end: int, seconds: float
+    transport: Transport,
+    service: Service,
+    view: ReadView,
+    offset: int,
+    end: int,
+    seconds: float,
+    let_others: Callable[[], None],
 ) -> None:
     is_raw = view.codec is Codec.RAW
     while offset < end:
@@ -57,7 +68,7 @@ async def _send(
             if not is_cached(view.fd, offset, window):
                 await service.load(load, view.fd, offset, window)
             step = SEND_WINDOW if service.senders <= FEW_SENDERS else SHARED_STEP
-            await transport.send_file(view.fd, offset, window, step)
+            await transport.send_file(view.fd, offset, window, step, let_others)
         else:
             window = min(end - offset, COPY_WINDOW)
             await transport.send(await service.load(view.pread, offset, window))

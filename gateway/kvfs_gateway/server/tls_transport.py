@@ -90,7 +90,9 @@ class TlsTransport:
             if not more or left:
                 await self._flush()
 
-    async def send_file(self, fd: int, offset: int, length: int, step: int) -> None:
+    async def send_file(
+        self, fd: int, offset: int, length: int, step: int, let_others: Callable[[], None]
+    ) -> None:
         end = offset + length
         buffer = memoryview(bytearray(RECORD_WINDOW))
         sent = 0
@@ -103,6 +105,7 @@ class TlsTransport:
             sent += count
             if sent >= min(step, TURN):
                 sent = 0
+                let_others()
                 await trio.lowlevel.checkpoint()
 
     async def finish_sending(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -67,9 +68,12 @@ class Transport(Protocol):
         """Send all of `data`; `more` says that bytes follow at once. Raises: Disconnected."""
         ...
 
-    async def send_file(self, fd: int, offset: int, length: int, step: int) -> None:
+    async def send_file(
+        self, fd: int, offset: int, length: int, step: int, let_others: Callable[[], None]
+    ) -> None:
         """Send a window of a file whose pages are in memory, letting others in every `step` bytes.
 
+        let_others: called there, before the loop's other tasks have their turns.
         Raises: Disconnected.
         """
         ...
@@ -156,7 +160,9 @@ class PlainTransport:
             except OSError as error:
                 raise Disconnected(str(error)) from None
 
-    async def send_file(self, fd: int, offset: int, length: int, step: int) -> None:
+    async def send_file(
+        self, fd: int, offset: int, length: int, step: int, let_others: Callable[[], None]
+    ) -> None:
         out = self._socket.fileno()
         end = offset + length
         while offset < end:
@@ -170,6 +176,7 @@ class PlainTransport:
             if sent == 0:
                 raise Disconnected("the file is shorter than its entry says")
             offset += sent
+            let_others()
             if sent == step and offset < end:
                 await trio.lowlevel.checkpoint()
 
