@@ -34,7 +34,7 @@ A continuation has no row in `inodes`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvfs.errors import InvalidName
@@ -83,6 +83,9 @@ reading only, and there are a few hundred of them, not millions."""
 _INODE = struct.Struct("<BBHIIIQQQIIIHBBIQHB")
 _BLOCK = struct.Struct("<QQQIQIBB")
 _ONE_REF, _RAW_UNMARKED = (1).to_bytes(4, "little"), bytes((int(Codec.RAW), 0))
+# Where refs, codec and flags lie in a block row, and what stands there in nearly all of them.
+_TELLING = (24, 25, 26, 27, 40, 41)
+_MOST = b"".join((bytes(24), _ONE_REF, bytes(12), _RAW_UNMARKED))
 _NAMESPACE = struct.Struct("<QQQQQQIB")
 _ATTRIBUTE = struct.Struct("<HI")
 _FILE = struct.Struct("<QQ")
@@ -132,12 +135,14 @@ class InodeRow:
     attributes: Mapping[str, bytes] = field(default_factory=dict)
 
 
-_PLAIN_KIND = int(Kind.FILE)
 # _INODE without what no plan asks for; expires and ttl, side by side, as one number.
-_PLAN_FIELDS = struct.Struct("<BB10xIQ8xQIQ2xBB4xQHB").unpack_from
-_DIGEST_AT, _NAME_AT = _INODE.size, _INODE.size + 32
-PlainFile = tuple[int, int, int, int, int, int, int, bytes, bytes]
-"""(namespace, size, written ns, accessed s, priority, pin, parent, encoded name, digest)"""
+unpack_plan_fields = struct.Struct("<BB10xIQ8xQIQ2xBB4xQHB").unpack_from
+"""What a plan needs of a million inode rows: kind, flags, namespace, size, written ns, accessed s,
+lifetime of its own, priority, pin, parent, lengths of name and ETag. Where the kind is FILE, the
+flags agree with PLAIN_FILE and nothing follows the ETag, digest and name lie at DIGEST_AT and
+NAME_AT; unpack_inode understands the rest."""
+PLAIN_FLAGS, PLAIN_FILE = _UNLIKE_MOST, _HAS_DIGEST
+DIGEST_AT, NAME_AT = _INODE.size, _INODE.size + 32
 
 
 def pack_inode(row: InodeRow) -> bytes:
@@ -198,27 +203,6 @@ def unpack_inode(raw: bytes) -> InodeRow:
         expires_at_s, ttl_s, ttl_class, priority, _PINS[pin], nlink, parent, name, Digest(digest),
         etag, bool(flags & _IS_IMPLIED), bool(flags & _IS_SLIDING), bool(flags & _IS_MUTABLE),
         target, attributes,
-    )  # fmt: skip
-
-
-def unpack_plain_file(raw: bytes) -> PlainFile | None:
-    """Return what a plan needs of a file without a lifetime of its own, attributes or other
-    oddities, and None for the rest: half the time of a survey was spent on working copies."""
-    (
-        kind, flags, namespace_id, size, ctime_ns, accessed_s, lifetime, priority, pin, parent,
-        name_length, etag_length,
-    ) = _PLAN_FIELDS(raw)  # fmt: skip
-    end = _NAME_AT + name_length
-    if (
-        lifetime
-        or kind != _PLAIN_KIND
-        or flags & _UNLIKE_MOST != _HAS_DIGEST
-        or len(raw) != end + etag_length
-    ):
-        return None
-    return (
-        namespace_id, size, ctime_ns, accessed_s, priority, pin, parent,
-        raw[_NAME_AT:end], raw[_DIGEST_AT:_NAME_AT],
     )  # fmt: skip
 
 
@@ -323,9 +307,14 @@ def unpack_stored(raw: bytes) -> int:
     return 0 if raw[-1] & 1 else int.from_bytes(raw[16:24], "little")
 
 
-def unusual_blocks(rows: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def unusual_blocks(rows: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return the (digest, row) of blocks that have several names or none, are not raw, or have
     something known against them: nearly all others are alike, and a survey passes a million."""
+    # Column by column: a fifth of what asking row by row costs.
+    table, step, count = b"".join([raw for _, raw in rows]), _BLOCK.size, len(rows)
+    columns = [table[offset::step] for offset in _TELLING]
+    if columns == [_MOST[offset : offset + 1] * count for offset in _TELLING]:
+        return []
     return [
         (digest, raw)
         for digest, raw in rows

@@ -19,24 +19,35 @@ import enum
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
-from kvfs.engine_keys import MAX_FOLDERS, Engine, identify
+from kvfs.engine_keys import MAX_FOLDERS, Shape, identify
 from kvfs.errors import InvalidArgument
 from kvfs.model import Pin
 from kvfs.policy.expiry import (
     DEFAULT_PRIORITY,
+    Limits,
     NamespaceRules,
     RuleSet,
-    TtlClass,
     clamp_deadline_s,
     deadline_s,
 )
-from kvfs.policy.survey import PRIORITY_SHIFT, STATE_SHIFT, Candidate, Columns, Form, State
+from kvfs.policy.survey import (
+    PRIORITY_SHIFT,
+    STATE_SHIFT,
+    Candidate,
+    CandidateRow,
+    Columns,
+    Form,
+    State,
+)
 
 HOT_SHARE = 4
 """A compressed block that is opened often, lastly within a quarter of the time after which it would
 be compressed, is hot; the gap keeps a block from being recoded back and forth."""
+PAGE_NAMES = 4096
+"""Names that are surveyed at once: their columns are lists for a moment, which fill faster."""
 MAX_NEXT = 1000
 """Blocks that `next_inodes` looks ahead."""
 PROVEN_USE_S = 30
@@ -150,7 +161,7 @@ _KEEPERS = {
 
 
 def plan_removals(
-    candidates: Iterable[Candidate],
+    candidates: Iterable[CandidateRow],
     budget: Budget,
     now_s: int,
     rules: RuleSet | None = None,
@@ -178,8 +189,8 @@ class Planner:
         self._budget, self._now_s = budget, now_s
         self._rules, self._names = rules or RuleSet(), namespaces or {}
         self._rules_of: dict[int, NamespaceRules] = {}
-        self._constants: dict[int, TtlClass | None] = {}
-        self._classes_by_folder: dict[int, dict[tuple[bytes, Engine, bytes], TtlClass] | None] = {}
+        self._limits: dict[int, dict[Shape, Limits]] = {}
+        """By namespace; empty where the rules ask for more than a name's shape."""
         self._columns = Columns()
         self._expired: list[Removal] = []
         self._expired_bytes = 0
@@ -187,29 +198,46 @@ class Planner:
         self._examined = 0
         self._recent_bytes = 0
 
-    def survey(self, candidates: Iterable[Candidate]) -> None:
+    def survey(self, candidates: Iterable[CandidateRow]) -> None:
         """Take in every live name; keeps columns, not the candidates."""
-        often = self._often_opened
+        rest = iter(candidates)
+        while page := list(islice(rest, PAGE_NAMES)):
+            self._survey(page)
+        self._examined = len(self._columns.inodes) + len(self._expired)
+
+    def _survey(self, page: list[CandidateRow]) -> None:
+        often, hard = self._often_opened, int(Pin.HARD)
         now_s, grace_from_s = self._now_s, self._now_s - self._budget.grace_s
         hour_ago_s = now_s - 3600
-        add, share, hard = self._columns.adder(), self._columns.share, int(Pin.HARD)
         raw, default_compress_after_s = int(Form.RAW), self._rules.default.compress_after_s
-        for candidate in candidates:
+        limits_of_namespace, limits_by_shape = -1, dict[Shape, Limits]()
+        columns: tuple[list[int], ...] = [], [], [], [], []
+        identities, inodes, namespaces, sizes, ranks = columns
+        shared: list[tuple[int, Candidate]] = []
+        for row in page:
             # Unpacked once, and no call that can be spared: this loop runs a million times.
             (
                 inode, namespace_id, key, size, accessed_s, written_s, expires_at_s, ttl_s,
-                priority, pin, _, block_refs, is_leased, form, _,
-            ) = candidate  # fmt: skip
-            engine, model, group = identify(key)
-            compress_after_s = default_compress_after_s
+                priority, pin, _, block_refs, is_leased, form, attributes,
+            ) = row  # fmt: skip
+            shape, group = identify(key)
             if ttl_s or expires_at_s:
-                deadline = clamp_deadline_s(expires_at_s, ttl_s, now_s)
+                is_over = 0 < clamp_deadline_s(expires_at_s, ttl_s, now_s) <= now_s
+                compress_after_s = default_compress_after_s
             else:
-                deadline, priority, compress_after_s = self._ruled_lifetime(
-                    candidate, engine, model
-                )
-            if 0 < deadline <= now_s and pin != hard and not is_leased:
-                self._expire(candidate)
+                if namespace_id != limits_of_namespace:
+                    limits_of_namespace = namespace_id
+                    limits_by_shape = self._limits.setdefault(namespace_id, {})
+                limits = limits_by_shape.get(shape)
+                if limits is None:
+                    limits = self._limits_of(namespace_id, key, attributes, shape)
+                ttl_s, max_age_s, is_sliding, class_priority, compress_after_s = limits
+                since_s = accessed_s if is_sliding and accessed_s > written_s else written_s
+                is_over = since_s + ttl_s <= now_s or written_s + max_age_s <= now_s
+                if priority == DEFAULT_PRIORITY:
+                    priority = class_priority
+            if is_over and pin != hard and not is_leased:
+                self._expire(Candidate(*row))
                 continue
             if accessed_s > now_s:
                 accessed_s = now_s
@@ -219,27 +247,29 @@ class Planner:
                     self._cold.append(inode)
                 elif form != raw and inode in often and idle_s * HOT_SHARE < compress_after_s:
                     self._hot.append(inode)
-            if pin == hard:
-                state = _HARD
-            elif is_leased:
-                state = _LEASED
-            elif accessed_s > grace_from_s and accessed_s > written_s:
-                state = _GRACE  # asked for since it was written: somebody counts on it
-            else:
-                state = _SOFT if pin else _FREE
+            state = _FREE
             if accessed_s > written_s:
+                if accessed_s > grace_from_s:
+                    state = _GRACE  # asked for since it was written: somebody counts on it
                 # Stored access times are 30 s coarse: within that, longer use decides.
                 credit_s = accessed_s - written_s >> 2
                 accessed_s += credit_s if credit_s < PROVEN_USE_S else PROVEN_USE_S
+            if pin or is_leased:
+                state = _HARD if pin == hard else _LEASED if is_leased else max(state, _SOFT)
             if written_s > hour_ago_s:
                 self._recent_bytes += size
             identity = hash((namespace_id, group))
             if block_refs > 1:
-                share(identity, candidate)
+                shared.append((identity, Candidate(*row)))
                 size = 0
-            rank = state << STATE_SHIFT | priority << PRIORITY_SHIFT | accessed_s
-            add(identity, inode, namespace_id, size, rank)
-        self._examined = len(self._columns.inodes) + len(self._expired)
+            identities.append(identity)
+            inodes.append(inode)
+            namespaces.append(namespace_id)
+            sizes.append(size)
+            ranks.append(state << STATE_SHIFT | priority << PRIORITY_SHIFT | accessed_s)
+        self._columns.add(*columns)
+        for identity, candidate in shared:
+            self._columns.share(identity, candidate)
 
     def plan(self) -> Plan:
         """Return the plan over all that was surveyed."""
@@ -260,13 +290,13 @@ class Planner:
             cold=self._cold,
             hot=self._hot,
             kept_bytes={
-                reason: self._columns.bytes_in(state) for state, reason in _KEEPERS.items()
+                _KEEPERS[state]: size for state, size in self._columns.kept_bytes().items()
             },
         )
 
     def explain(self, candidate: Candidate) -> Verdict:
         """Say why one surveyed name goes or stays. Does not change what plan() returns."""
-        deadline, _ = self._lifetime(candidate)
+        deadline = self._deadline_s(candidate)
         if any(removal.inode == candidate.inode for removal in self._expired):
             return Verdict(Reason.EXPIRED, goes=True, deadline_s=deadline)
         columns = self._columns
@@ -294,41 +324,36 @@ class Planner:
         self._columns.remaining_names = names
         return dict(chosen)
 
-    def _lifetime(self, candidate: Candidate) -> tuple[int, int]:
-        """Return (deadline or 0, priority): the writer's own, or else the rules'."""
+    def _deadline_s(self, candidate: Candidate) -> int:
+        """Return when a name expires, or 0: the writer's own word, or else the rules'."""
         expires_at_s, ttl_s = candidate.expires_at_s, candidate.ttl_s
         if ttl_s or expires_at_s:
-            return clamp_deadline_s(expires_at_s, ttl_s, self._now_s), candidate.priority
-        engine, model, _ = identify(candidate.key)
-        return self._ruled_lifetime(candidate, engine, model)[:2]
+            return clamp_deadline_s(expires_at_s, ttl_s, self._now_s)
+        rules = self._rules_for(candidate.namespace_id)
+        ttl_class = rules.classify(candidate.key, candidate.attributes)
+        return deadline_s(ttl_class, candidate.written_s, candidate.accessed_s, self._now_s)
 
-    def _ruled_lifetime(
-        self, candidate: Candidate, engine: Engine, model: bytes
-    ) -> tuple[int, int, int]:
-        namespace_id = candidate.namespace_id
+    def _limits_of(
+        self,
+        namespace_id: int,
+        key: bytes,
+        attributes: Mapping[str, bytes] | None,
+        shape: Shape,
+    ) -> Limits:
+        """Return what the rules say, and keep it where it holds for every name of that shape."""
+        rules = self._rules_for(namespace_id)
+        limits = rules.classify(key, attributes, shape).limits
+        known = self._limits[namespace_id]
+        if rules.is_by_folder and len(known) < MAX_FOLDERS:
+            known[shape] = limits
+        return limits
+
+    def _rules_for(self, namespace_id: int) -> NamespaceRules:
         rules = self._rules_of.get(namespace_id)
         if rules is None:
             rules = self._rules.for_namespace(self._names.get(namespace_id, b""))
             self._rules_of[namespace_id] = rules
-            self._constants[namespace_id] = rules.constant
-            self._classes_by_folder[namespace_id] = {} if rules.is_by_folder else None
-        ttl_class = self._constants[namespace_id]
-        if ttl_class is None:
-            known = self._classes_by_folder[namespace_id]
-            if known is None:
-                ttl_class = rules.classify(candidate.key, candidate.attributes, (engine, model))
-            else:
-                key = candidate.key
-                question = key[: key.rfind(b"/") + 1], engine, model
-                ttl_class = known.get(question)
-                if ttl_class is None:
-                    ttl_class = rules.classify(key, None, (engine, model))
-                    if len(known) < MAX_FOLDERS:
-                        known[question] = ttl_class
-        deadline = deadline_s(ttl_class, candidate.written_s, candidate.accessed_s, self._now_s)
-        own = candidate.priority
-        priority = ttl_class.priority if own == DEFAULT_PRIORITY else own
-        return deadline, priority, ttl_class.compress_after_s
+        return rules
 
     def _expire(self, candidate: Candidate) -> None:
         freed = candidate.stored_bytes

@@ -15,8 +15,9 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from kvfs.engine_keys import Engine, identify, spell_model
+from kvfs.engine_keys import Engine, Shape, identify, spell_model
 from kvfs.errors import InvalidArgument
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -24,6 +25,7 @@ DEFAULT_PRIORITY = 100
 MAX_CLASSES, MAX_RULES = 256, 1024
 MAX_ANSWERS = 4096
 _WILD = re.compile(rb"[*?\[]")
+NEVER_S = 1 << 62
 MIN_SLIDE_SHARE = 10
 """A sliding deadline is rewritten once a tenth of the TTL has passed: a write a read would cost
 more than the read."""
@@ -44,6 +46,31 @@ class TtlClass:
     """Idle time after which a block is worth compressing; 0 = never."""
     max_age_s: int = 0
     """Seconds after writing at which it goes however often it is read; 0 = no such limit."""
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            self.ttl_s or NEVER_S,
+            self.max_age_s or NEVER_S,
+            self.is_sliding,
+            self.priority,
+            self.compress_after_s,
+        )
+
+
+class Limits(NamedTuple):
+    """A class as a plan asks a million times: unpacked in one step, with NEVER_S for no limit.
+
+    A name is over when `since + ttl_s <= now`, counted from its last access where that is sliding
+    and later than its writing, or when `written + max_age_s <= now`: deadline_s says the same, for
+    a time in the future makes no sum that has passed.
+    """
+
+    ttl_s: int
+    max_age_s: int
+    is_sliding: bool
+    priority: int
+    compress_after_s: int
 
 
 DEFAULT_CLASS = TtlClass("default", ttl_s=7 * DAY, max_age_s=90 * DAY)
@@ -144,24 +171,15 @@ class NamespaceRules:
             for each in self.rules
         )
 
-    @property
-    def constant(self) -> TtlClass | None:
-        """The class of every name here, where no rule looks at names or tags; else None."""
-        if not self.rules:
-            return self.default
-        first = self.rules[0]
-        is_plain = not first.rule.looks_at_name and not first.rule.tags
-        return first.ttl_class if is_plain else None
-
     def classify(
         self,
         key: bytes,
         attributes: Mapping[str, bytes] | None = None,
-        engine_and_model: tuple[Engine, bytes] | None = None,
+        shape: Shape | None = None,
     ) -> TtlClass:
         """Return the class of the first rule that matches, or the default class.
 
-        engine_and_model: what engine_keys.identify found, if the caller has already asked it.
+        shape: what engine_keys.identify found, if the caller has already asked it.
         """
         for each in self.rules:
             rule = each.rule
@@ -171,10 +189,10 @@ class NamespaceRules:
             elif not each.path.fullmatch(key):
                 continue
             if rule.engine is not None or rule.model != b"*":
-                engine_and_model = engine_and_model or identify(key)[:2]
-                if rule.engine is not None and rule.engine is not engine_and_model[0]:
+                shape = shape or identify(key)[0]
+                if rule.engine is not None and rule.engine is not shape.engine:
                     continue
-                if not self._is_from(each, *engine_and_model):
+                if not self._is_from(each, shape.engine, shape.model):
                     continue
             if not rule.tags or _has_tags(attributes or {}, rule.tags):
                 return each.ttl_class

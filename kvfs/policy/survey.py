@@ -3,14 +3,14 @@
 Owns the candidate and the columns that a million of them become; decides nothing (eviction.py).
 Holds: one group per block, whatever the number of its shares; a group ranks as its best protected
 share does, for one share in use means that the block is.
-Cost: 160 bytes a group and 20 a name; about 1.5 us a name.
+Cost: 160 bytes a group and 20 a name.
 """
 
 from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ STATE_SHIFT, PRIORITY_SHIFT = 48, 40
 
 
 class Candidate(NamedTuple):
-    """One name as the plan sees it. A NamedTuple: a million are made, at a fifth of the cost."""
+    """One name as the plan sees it: a CandidateRow with names for its fields."""
 
     inode: int
     namespace_id: int
@@ -45,6 +45,13 @@ class Candidate(NamedTuple):
     attributes: Mapping[str, bytes] | None = None
 
 
+CandidateRow = tuple[
+    int, int, bytes, int, int, int, int, int, int, int, bytes, int, bool, int,
+    Mapping[str, bytes] | None,
+]  # fmt: skip
+"""A Candidate's fields as a bare tuple: a walk makes a million, in a quarter less time."""
+
+
 class Form(enum.IntEnum):
     """How a candidate's block is kept, as far as recoding cares."""
 
@@ -65,7 +72,7 @@ class State(enum.IntEnum):
 
 
 class Columns:
-    """All candidates that stay unless space is short. Filled by an `adder`, then read."""
+    """All candidates that stay unless space is short. Filled page by page, then read."""
 
     def __init__(self) -> None:
         self.inodes, self.sizes, self.group_of_entry = array("Q"), array("Q"), array("L")
@@ -82,35 +89,43 @@ class Columns:
     def group_count(self) -> int:
         return len(self.ranks)
 
-    def adder(self) -> Callable[[int, int, int, int, int], None]:
-        """Return the function that takes in one name: (what stands for its group, inode, namespace,
-        size, rank). Looking its columns up once instead of a million times is a third of it."""
-        ranks, newest, number_of = self.ranks, self.newest, self._index.setdefault
-        note_inode, note_size = self.inodes.append, self.sizes.append
-        note_group, note_namespace = self.group_of_entry.append, self.namespaces.append
-        note_rank, note_newest = ranks.append, newest.append
-
-        def add(identity: int, inode: int, namespace_id: int, size: int, rank: int) -> None:
-            count = len(ranks)
-            number = number_of(identity, count)
-            note_inode(inode)
-            note_size(size)
-            note_group(number)
-            if number == count:
-                note_rank(rank)
-                note_newest(inode)
-                note_namespace(namespace_id)
-                return
-            if ranks[number] < rank:
-                ranks[number] = rank
-            if newest[number] < inode:
-                newest[number] = inode
-
-        return add
+    def add(
+        self,
+        identities: list[int],
+        inodes: list[int],
+        namespaces: list[int],
+        sizes: list[int],
+        ranks: list[int],
+    ) -> None:
+        """Take in a page of names, column by column. identities: what stands for their groups."""
+        index, before = self._index, len(self.ranks)
+        number_of = index.setdefault
+        numbers = [number_of(identity, len(index)) for identity in identities]
+        self.inodes.fromlist(inodes)
+        self.sizes.fromlist(sizes)
+        self.group_of_entry.fromlist(numbers)
+        if len(index) - before == len(numbers):
+            # Each is a group of its own, as nearly all are: no loop at all.
+            self.ranks.fromlist(ranks)
+            self.newest.fromlist(inodes)
+            self.namespaces.fromlist(namespaces)
+            return
+        for number, inode, namespace_id, rank in zip(
+            numbers, inodes, namespaces, ranks, strict=True
+        ):
+            if number == len(self.ranks):
+                self.ranks.append(rank)
+                self.newest.append(inode)
+                self.namespaces.append(namespace_id)
+                continue
+            if self.ranks[number] < rank:
+                self.ranks[number] = rank
+            if self.newest[number] < inode:
+                self.newest[number] = inode
 
     def share(self, identity: int, candidate: Candidate) -> None:
-        """Note, before adding it with size 0, a name whose block has others."""
-        number = self._index.get(identity, len(self.ranks))
+        """Note, after adding it with size 0, a name whose block has others."""
+        number = self._index[identity]
         self._shared.setdefault(number, []).append((candidate.stored_bytes, candidate.block))
         self.remaining_names.setdefault(candidate.block, candidate.block_refs)
 
@@ -162,7 +177,10 @@ class Columns:
             freed += size if self.remaining_names[block] == 0 else 0
         return freed
 
-    def bytes_in(self, state: State) -> int:
-        """Return the bytes of all groups in one state."""
-        pairs = zip(self.ranks, self.bytes, strict=True)
-        return sum(size for rank, size in pairs if rank >> STATE_SHIFT == state)
+    def kept_bytes(self) -> dict[State, int]:
+        """Return the bytes of the groups in each state that never goes."""
+        least = State.GRACE << STATE_SHIFT
+        total = [0] * len(State)
+        for number in [number for number, rank in enumerate(self.ranks) if rank >= least]:
+            total[self.ranks[number] >> STATE_SHIFT] += self.bytes[number]
+        return {state: total[state] for state in State if state > State.SOFT}

@@ -8,25 +8,30 @@ transactions, never inside.
 
 from __future__ import annotations
 
+import itertools
+import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 
 from kvfs.errors import KvfsError, NotFound
 from kvfs.index import tree
 from kvfs.index.lmdb_index import ReadTransaction
 from kvfs.index.schema import (
+    DIGEST_AT,
+    NAME_AT,
+    PLAIN_FILE,
+    PLAIN_FLAGS,
     pack_u64,
     unpack_block,
     unpack_inode,
-    unpack_plain_file,
+    unpack_plan_fields,
     unusual_blocks,
 )
 from kvfs.model import ROOT_NAMESPACE, Codec, Kind, NamespaceId
 from kvfs.policy.eviction import Budget, Quota, Removal
 from kvfs.policy.settings import LifecycleSettings
-from kvfs.policy.survey import Candidate, Form
-from kvfs.store.block_files import sectors
+from kvfs.policy.survey import Candidate, CandidateRow, Form
+from kvfs.store.block_files import SECTOR, sectors
 from kvfs.store.context import StoreContext
 from kvfs.store.recoder import MIN_SIZE
 from kvfs.store.removal import Outcome, Remover, believed_deadline_s
@@ -41,8 +46,7 @@ MAX_REST_WAIT_S = 0.1
 """A file waits no longer for a rest between two transactions."""
 NS_PER_S = 1_000_000_000
 # Plain integers and no calls: the survey asks a million times.
-_RAW, _SETTLED = int(Form.RAW), int(Form.SETTLED)
-_new = tuple.__new__
+_RAW, _SETTLED, _FILE = int(Form.RAW), int(Form.SETTLED), int(Kind.FILE)
 UNLINK_BATCH = 128
 """Files whose bytes are freed in one transaction: each costs the writers its fdatasync, and more
 files hold the lock for longer than a transaction of removals may."""
@@ -51,8 +55,7 @@ files hold the lock for longer than a transaction of removals may."""
 class Walk:
     """Every live file of the store as a Candidate, in order of inodes; use it once.
 
-    Needs about 5 us a name. Costs one short read transaction a page, so what it yields is not one
-    moment's state.
+    Costs one short read transaction a page, so what it yields is not one moment's state.
     """
 
     def __init__(self, context: StoreContext, pace: Callable[[], None] = lambda: None) -> None:
@@ -65,13 +68,20 @@ class Walk:
         """Namespace ids and names, filled while walking."""
 
     def __iter__(self) -> Iterator[Candidate]:
+        return itertools.starmap(Candidate, self.rows())
+
+    def rows(self) -> Iterator[CandidateRow]:
+        """Yield the candidates as bare tuples."""
+        return itertools.chain.from_iterable(self._pages())
+
+    def _pages(self) -> Iterator[list[CandidateRow]]:
         self._survey_blocks()
         start = 0
         while True:
             with self._context.index.read() as txn:
-                page = list(islice(txn.rows("inodes", start=pack_u64(start)), PAGE_ROWS))
-                found = list(self._candidates(txn, page))
-            yield from found
+                page = list(itertools.islice(txn.rows("inodes", start=pack_u64(start)), PAGE_ROWS))
+                found = self._candidates(txn, page)
+            yield found
             self._pace()
             if len(page) < PAGE_ROWS:
                 return
@@ -82,14 +92,15 @@ class Walk:
         with self._context.index.read() as txn:
             key = pack_u64(inode)
             raw = txn.get("inodes", key)
-            return None if raw is None else next(self._candidates(txn, [(key, raw)]), None)
+            found = self._candidates(txn, [(key, raw)]) if raw is not None else ()
+            return next(itertools.starmap(Candidate, found), None)
 
     def _survey_blocks(self) -> None:
         """Note the blocks that are shared or compressed: all others follow from the inode alone."""
         start = b""
         while True:
             with self._context.index.read() as txn:
-                page = list(islice(txn.rows("blocks", start=start), PAGE_ROWS))
+                page = list(itertools.islice(txn.rows("blocks", start=start), PAGE_ROWS))
             for digest, raw in unusual_blocks(page):
                 block = unpack_block(raw)
                 if block.is_bad:
@@ -105,27 +116,38 @@ class Walk:
             start = page[-1][0] + b"\0"
 
     def _candidates(
-        self, txn: ReadTransaction, page: Iterable[tuple[bytes, bytes]]
-    ) -> Iterator[Candidate]:
+        self, txn: ReadTransaction, page: Sequence[tuple[bytes, bytes]]
+    ) -> list[CandidateRow]:
         # No call and no attribute that can be spared: this loop runs a million times.
         folders, unusual = self._folders, self._unusual
-        for key, raw in page:
-            inode = int.from_bytes(key, "big")
-            plain = unpack_plain_file(raw)
-            if plain is None or plain[8] in unusual:
+        inodes = struct.unpack(f">{len(page)}Q", b"".join([key for key, _ in page]))
+        found: list[CandidateRow] = []
+        for inode, (_, raw) in zip(inodes, page, strict=True):
+            (
+                kind, flags, namespace_id, size, ctime_ns, accessed_s, lifetime, priority, pin,
+                parent, name_length, etag_length,
+            ) = unpack_plan_fields(raw)  # fmt: skip
+            end = NAME_AT + name_length
+            if (
+                lifetime
+                or kind != _FILE
+                or flags & PLAIN_FLAGS != PLAIN_FILE
+                or len(raw) != end + etag_length
+                or raw[DIGEST_AT:NAME_AT] in unusual
+            ):
                 candidate = self._odd_candidate(txn, inode, raw)
                 if candidate is not None:
-                    yield candidate
+                    found.append(candidate)
                 continue
-            namespace_id, size, ctime_ns, accessed_s, priority, pin, parent, name, _ = plain
             folder = folders.get(parent)
             if folder is None:
                 folder = self._folder(txn, parent, NamespaceId(namespace_id))
-            yield _new(Candidate, (
-                inode, namespace_id, folder + name, sectors(size), accessed_s,
-                ctime_ns // NS_PER_S, 0, 0, priority, pin, b"", 1, False,
+            found.append((
+                inode, namespace_id, folder + raw[NAME_AT:end], -(-size // SECTOR) * SECTOR,
+                accessed_s, ctime_ns // NS_PER_S, 0, 0, priority, pin, b"", 1, False,
                 _RAW if size >= MIN_SIZE else _SETTLED, None,
             ))  # fmt: skip
+        return found
 
     def _odd_candidate(self, txn: ReadTransaction, inode: int, raw: bytes) -> Candidate | None:
         """Return a file that not all columns of most follow from; None: it is no file."""

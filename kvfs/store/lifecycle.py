@@ -106,7 +106,7 @@ def survey(
     wanted = settings.promote_opens
     often = frozenset(inode for inode, (_, count) in opens.items() if 0 < wanted <= count)
     planner = Planner(budget, context.now_s() - pending_s, settings.rules, names, often)
-    planner.survey(walk if see is None else _shown(walk, see))
+    planner.survey(walk.rows() if see is None else _shown(walk, see))
     return planner, budget, walk
 
 

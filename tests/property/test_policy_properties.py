@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from kvfs.engine_keys import group_of
 from kvfs.model import Pin
 from kvfs.policy.eviction import Budget, Reason, plan_removals
-from kvfs.policy.expiry import Rule, RuleSet, rebased_times
+from kvfs.policy.expiry import (
+    Rule,
+    RuleSet,
+    TtlClass,
+    clamp_deadline_s,
+    deadline_s,
+    rebased_times,
+)
 from kvfs.policy.survey import Candidate
 
 NOW = 1_700_000_000
@@ -65,6 +72,33 @@ def test_a_plan_frees_what_was_asked_or_says_how_much_is_missing(
     assert made.freed_bytes == sum(removal.freed_bytes for removal in made.removals)
     counts = Counter(removal.inode for removal in made.removals)
     assert all(count == 1 for count in counts.values())
+
+
+@given(
+    candidates,
+    st.builds(
+        TtlClass,
+        st.just("default"),
+        ttl_s=st.sampled_from([0, 1, 1000]),
+        is_sliding=st.booleans(),
+        max_age_s=st.sampled_from([0, 1, 2000]),
+    ),
+)
+def test_what_a_rule_lets_expire_is_what_is_past_its_deadline(
+    names: list[Candidate], ttl_class: TtlClass
+) -> None:
+    made = plan_removals(names, Budget(1 << 40, 0), NOW, RuleSet(classes=[ttl_class]))
+    assert {removal.inode for removal in made.removals} == {
+        each.inode
+        for each in names
+        if 0 < deadline_of(each, ttl_class) <= NOW and each.pin != Pin.HARD and not each.is_leased
+    }
+
+
+def deadline_of(name: Candidate, ttl_class: TtlClass) -> int:
+    if name.ttl_s or name.expires_at_s:
+        return clamp_deadline_s(name.expires_at_s, name.ttl_s, NOW)
+    return deadline_s(ttl_class, name.written_s, name.accessed_s, NOW)
 
 
 @given(candidates, st.integers(0, 200_000))

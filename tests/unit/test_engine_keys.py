@@ -65,14 +65,28 @@ def test_a_name_is_understood_alike_whatever_was_asked_before() -> None:
         b"lm/m@2@0@%s@bfloat16.data", b"m@2@0@%s@half@31.data", b"m@02000200@0@%s",
         b"d/m@02000200@b@%s@salt", b"m@2@0@%s@fp8@t%%a", b"m@2@0@%s@a/b", b"m@2/x@0@%s@half",
         b"m@2@0@5c@%s", b"m@2@0@%s@0a@half", b"m@x@0@%s", b"@2@0@%s@half", b"m@2@0@%s@",
+        b"m@02000200@0@%s.data", b"m@02000200@0@%s.bin",
+        b"d" * (MAX_PARSED_LENGTH - 100) + b"/m@2@0@%s@half",
     ]  # fmt: skip
-    hashes = [SHA, OTHER, b"0", b"5c" * 64, b"5c" * 65, b"-5c", b"0x5c", b"5C", b"", b"5c@5c"]
+    hashes = [
+        SHA,
+        OTHER,
+        b"0",
+        b"5c" * 64,
+        b"5c" * 65,
+        b"-5c",
+        b"0x5c",
+        b"5C",
+        b"\0",
+        b"",
+        b"5c@5c",
+    ]
     for frame in around:
         for block_hash in hashes * 2:
             key = frame % block_hash
             parsed = parse_key(key)
-            engine, model, group = identify(key)
-            assert (engine, spell_model(model), group) == (
+            shape, group = identify(key)
+            assert (shape.engine, spell_model(shape.model), group) == (
                 parsed.engine, parsed.model, parsed.group,
             ), key  # fmt: skip
 

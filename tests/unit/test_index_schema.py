@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 
 from kvfs.errors import InvalidName
 from kvfs.index.schema import (
+    DIGEST_AT,
     MAX_TIME_S,
+    NAME_AT,
     PIECE_LENGTH,
+    PLAIN_FILE,
+    PLAIN_FLAGS,
     SOFT_PIN_PRIORITY,
     BlockRow,
     InodeRow,
@@ -32,7 +36,9 @@ from kvfs.index.schema import (
     unpack_lru_key,
     unpack_namespace,
     unpack_namespace_id,
+    unpack_plan_fields,
     unpack_stored,
+    unusual_blocks,
 )
 from kvfs.model import MAX_DEPTH, MAX_KEY_LENGTH, NO_DIGEST, Codec, Digest, Kind, NamespaceId, Pin
 
@@ -91,6 +97,22 @@ def test_an_inode_row_comes_back_as_it_was(row: InodeRow, inode: int) -> None:
     assert unpack_namespace_id(raw) == row.namespace_id
 
 
+@given(row=inode_rows)
+def test_what_a_plan_unpacks_is_what_the_row_says(row: InodeRow) -> None:
+    raw = pack_inode(row)
+    kind, flags, *fields, name_length, etag_length = unpack_plan_fields(raw)
+    lifetime = row.expires_at_s | row.ttl_s << 32
+    assert fields == [
+        row.namespace_id, row.size, row.ctime_ns, row.accessed_s, lifetime, row.priority, row.pin,
+        row.parent,
+    ]  # fmt: skip
+    end = NAME_AT + name_length
+    if kind == Kind.FILE and flags & PLAIN_FLAGS == PLAIN_FILE:
+        assert (raw[DIGEST_AT:NAME_AT], raw[NAME_AT:end]) == (row.digest, row.name)
+        assert (len(raw) == end + etag_length) == (not row.attributes)
+        assert not row.is_mutable
+
+
 def test_an_empty_file_whose_attributes_fill_a_digest_is_no_digest() -> None:
     row = InodeRow(Kind.FILE, NamespaceId(1), name=b"n", attributes={"user.a": b"x" * 20})
     raw = pack_inode(row)
@@ -108,6 +130,27 @@ def test_a_block_row_comes_back_as_it_was(row: BlockRow) -> None:
     raw = pack_block(row)
     assert unpack_block(raw) == row
     assert unpack_stored(raw) == (0 if row.is_bad else row.stored)
+
+
+@given(
+    st.lists(
+        st.builds(
+            BlockRow, u64, u64, u64, st.sampled_from([0, 1, 1, 1, 2, 257, 1 << 24]), u64,
+            u32.map(NamespaceId), st.sampled_from([Codec.RAW, *Codec]), st.booleans(),
+            st.booleans(),
+        )
+    )
+)  # fmt: skip
+def test_a_block_unlike_most_is_found_among_any_others(blocks: list[BlockRow]) -> None:
+    rows = [(b"%032d" % number, pack_block(block)) for number, block in enumerate(blocks)]
+    assert unusual_blocks(rows) == [
+        row
+        for row, block in zip(rows, blocks, strict=True)
+        if block.refs != 1
+        or block.codec is not Codec.RAW
+        or block.is_bad
+        or block.is_incompressible
+    ]
 
 
 @given(

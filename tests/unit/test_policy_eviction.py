@@ -7,7 +7,15 @@ import pytest
 from kvfs.engine_keys import Engine
 from kvfs.errors import InvalidArgument
 from kvfs.model import Pin
-from kvfs.policy.eviction import Budget, Plan, Planner, Quota, Reason, plan_removals
+from kvfs.policy.eviction import (
+    PAGE_NAMES,
+    Budget,
+    Plan,
+    Planner,
+    Quota,
+    Reason,
+    plan_removals,
+)
 from kvfs.policy.expiry import DAY, Rule, RuleSet, deadline_s
 from kvfs.policy.survey import Candidate
 
@@ -88,6 +96,18 @@ def test_all_shares_of_a_block_leave_together_and_one_warm_share_keeps_all() -> 
     ]
     held = ranks[2]._replace(is_leased=True)
     assert inodes(plan([ranks[0], held, single], used=89, wanted_bytes=5)) == [9]
+
+
+def test_shares_that_are_far_apart_in_a_walk_are_one_group_all_the_same() -> None:
+    def share(inode: int, age: int) -> Candidate:
+        return name(inode, age=age, key=b"m@4@%d@5c7b@half" % inode)
+
+    between = [name(inode, age=5000) for inode in range(10, 10 + 2 * PAGE_NAMES)]
+    cold = plan([share(1, 9000), *between, share(2, 8000)], used=89, wanted_bytes=15)
+    assert inodes(cold) == [1, 2]
+    warm = plan([share(1, 9000), *between, share(2, 100)], used=89, wanted_bytes=15)
+    assert inodes(warm) == [between[-1].inode, between[-2].inode]
+    assert (warm.examined, warm.groups) == (len(between) + 2, len(between) + 1)
 
 
 def test_equal_names_in_two_namespaces_are_two_groups() -> None:

@@ -78,10 +78,10 @@ def test_globs_match_bytes_and_slashes(glob: bytes, key: bytes, matches: bool) -
 
 def test_a_namespace_without_name_rules_needs_no_look_at_names() -> None:
     rules = RuleSet([Rule("day", namespace=b"a"), Rule("keep", namespace=b"a", path=b"*.x")])
-    constant = rules.for_namespace(b"a").constant
-    assert constant is not None
-    assert constant.name == "day"
-    assert RuleSet([Rule("day", path=b"x*")]).for_namespace(b"a").constant is None
+    in_a, elsewhere = rules.for_namespace(b"a"), rules.for_namespace(b"b")
+    assert (in_a.is_by_folder, in_a.classify(b"b.x").name) == (True, "day")
+    assert (elsewhere.is_by_folder, elsewhere.classify(b"b.x").name) == (True, "default")
+    assert not RuleSet([Rule("day", path=b"x*")]).for_namespace(b"a").is_by_folder
 
 
 def test_rules_that_cannot_work_are_refused() -> None:
