@@ -41,6 +41,8 @@ WINDOW = 256
 """Names that are looked at before some of them go: more than the shares of any block."""
 MAX_WINDOWS = 40
 """Windows one eviction looks through for something that may go (I8)."""
+MAX_LOOKED_AT = 100_000
+"""Names that are looked at before an eviction is taken to be worth a try (half a second, I8)."""
 GRACE_S = LifecycleSettings().grace_s
 MAX_QUARANTINE_BYTES = 1 << 30
 MAX_QUARANTINE_AGE_S = 30 * 86_400
@@ -124,6 +126,29 @@ class Housekeeping:
                 self._remover.remove(chosen, latest_s + 1, outcome)
             self._settle()
         return freed + outcome.dropped_bytes
+
+    def could_evict(self, wanted_bytes: int) -> bool:
+        """Return whether `wanted_bytes` would be free if all that may go went; changes nothing.
+
+        What is promised counts, for promises end; what is pinned or mutable does not. Looks no
+        further than it must: at a full store mostly at one name.
+        """
+        with self._context.index.read() as txn:
+            found = sum(int.from_bytes(stored, "little") for _, stored in txn.rows("trash"))
+        start = b""
+        for _ in range(MAX_LOOKED_AT // WINDOW):
+            if found >= wanted_bytes:
+                return True
+            with self._context.index.read() as txn:
+                keys = list(islice(txn.keys("lru", start=start), WINDOW))
+                for key in keys:
+                    found += _evictable_bytes(txn, key)
+                    if found >= wanted_bytes:
+                        return True
+            if len(keys) < WINDOW:
+                return False
+            start = keys[-1] + b"\0"
+        return True
 
     def close(self) -> None:
         """Settle what this process dropped. Raises: Unavailable, Denied."""
@@ -248,6 +273,13 @@ def _postpone(txn: WriteTransaction, used: dict[int, int]) -> None:
             before = replace(row)
             row.expires_at_s = expires_at_s
             txn.update_inode(inode, before, row)
+
+
+def _evictable_bytes(txn: ReadTransaction, lru_key: bytes) -> int:
+    """Return one name's share of its block, rounded up: of all names together not too little."""
+    row = txn.inode(unpack_lru_key(lru_key)[2])
+    block = txn.block(row.digest) if row is not None and row.digest else None
+    return 0 if block is None or block.is_bad else -(-block.stored // max(block.refs, 1))
 
 
 def _key_below(txn: ReadTransaction, row: InodeRow) -> bytes:

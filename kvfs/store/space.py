@@ -33,10 +33,17 @@ MAX_ROUNDS = 32
 class Space:
     """This process's share of the store's capacity."""
 
-    def __init__(self, context: StoreContext, make_room: Callable[[int], int]) -> None:
-        """make_room(wanted_bytes) evicts a bounded amount and returns the bytes it freed."""
+    def __init__(
+        self,
+        context: StoreContext,
+        make_room: Callable[[int], int],
+        could_make_room: Callable[[int], bool],
+    ) -> None:
+        """make_room(wanted_bytes) evicts a bounded amount and returns the bytes it freed;
+        could_make_room(wanted_bytes) is False where evicting all that may go would not do."""
         self._context = context
         self._make_room = make_room
+        self._could_make_room = could_make_room
         self._lock = threading.Lock()
         self._free = 0
         self._lease_id = context.randomness.token(8)
@@ -124,6 +131,8 @@ class Space:
                 self.release(granted - need)
                 return
             freed = self.reclaim_dead() if attempt == 0 else 0
+            if attempt == 0 and freed < short_by and not self._could_make_room(short_by - freed):
+                break  # others' blocks would go, and the writer be refused all the same
             if freed < short_by:
                 freed += self._make_room(short_by - freed)
             if not freed:

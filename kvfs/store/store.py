@@ -96,7 +96,7 @@ class Store:
         self._trust = Trust(context)
         self._trash = Trash(context, has_background=background)
         self._housekeeping = Housekeeping(context, self._access, self._trash)
-        self._space = Space(context, self._housekeeping.evict)
+        self._space = Space(context, self._housekeeping.evict, self._housekeeping.could_evict)
         self._files = MutableFiles(context, self._space, self._trash, self._access)
         self._reader = Reader(
             context, self._access, self._uses, self._heat, self._trust, self._files

@@ -11,8 +11,9 @@ import pytest
 from kvfs.clock import ManualClock
 from kvfs.errors import NoSpace
 from kvfs.index.lmdb_index import WriteTransaction
-from kvfs.model import Codec, ObjectPath, PutOptions
+from kvfs.model import Codec, ObjectPath, Pin, PutOptions
 from kvfs.open_store import init_store, open_store
+from kvfs.store.block_files import sectors
 from kvfs.store.lifecycle import Lifecycle, only_one
 from kvfs.store.store import Store
 
@@ -161,6 +162,23 @@ def test_a_write_fails_rather_than_take_what_is_pinned_or_promised(
         store.put(ObjectPath(b"kv", b"large"), large)
     clock.advance(6)
     store.put(ObjectPath(b"kv", b"large"), large)
+
+
+def test_a_write_that_can_never_fit_evicts_nothing(store: Store, clock: ManualClock) -> None:
+    pinned, shared = os.urandom(CAPACITY // 2), os.urandom(SIZE)
+    store.put(ObjectPath(b"kv", b"pinned"), pinned, PutOptions(pin=Pin.HARD))
+    for number in range(3):
+        store.put(ObjectPath(b"kv", b"shared-%d" % number), shared)
+    for block in range(5):
+        put_block(store, block)
+    clock.advance(100)
+    before = [entry.key for entry in store.list_objects(b"kv").objects]
+    largest = CAPACITY - sectors(len(pinned))
+    with pytest.raises(NoSpace):
+        store.put(ObjectPath(b"kv", b"large"), os.urandom(largest + 1))
+    assert [entry.key for entry in store.list_objects(b"kv").objects] == before
+    store.put(ObjectPath(b"kv", b"large"), os.urandom(largest))
+    assert [entry.key for entry in store.list_objects(b"kv").objects] == [b"large", b"pinned"]
 
 
 def test_only_one_process_of_the_machine_collects(store: Store, clock: ManualClock) -> None:

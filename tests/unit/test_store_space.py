@@ -29,6 +29,10 @@ class Eviction:
     context: StoreContext
     frees: list[int] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
+    evictable: int = 1 << 40
+
+    def could_free(self, wanted: int) -> bool:
+        return wanted <= self.evictable
 
     def __call__(self, wanted: int) -> int:
         self.asked.append(wanted)
@@ -62,7 +66,7 @@ def eviction(context: StoreContext) -> Eviction:
 
 @pytest.fixture
 def space(context: StoreContext, eviction: Eviction) -> Iterator[Space]:
-    made = Space(context, eviction)
+    made = Space(context, eviction, eviction.could_free)
     yield made
     made.close()
 
@@ -170,6 +174,20 @@ def test_more_than_the_capacity_is_refused_without_evicting_anything(
     assert eviction.asked == []
 
 
+def test_what_can_never_fit_is_refused_without_evicting_anything(
+    context: StoreContext, space: Space, eviction: Eviction
+) -> None:
+    space.reserve(CAPACITY)
+    charge(context, space, CAPACITY)
+    eviction.evictable = 8192
+    with pytest.raises(NoSpace, match="full"):
+        space.reserve(12_288)
+    assert eviction.asked == []
+    eviction.frees = [8192]
+    space.reserve(8192)
+    assert eviction.asked == [8192]
+
+
 def test_trimming_keeps_one_step_and_returns_the_rest(context: StoreContext, space: Space) -> None:
     space.reserve(500_000)
     space.release(500_000)
@@ -182,7 +200,7 @@ def test_trimming_keeps_one_step_and_returns_the_rest(context: StoreContext, spa
 def test_closing_returns_everything_and_removes_the_lease(
     context: StoreContext, eviction: Eviction
 ) -> None:
-    space = Space(context, eviction)
+    space = Space(context, eviction, eviction.could_free)
     space.reserve(4096)
     assert len(list((context.root / "leases").iterdir())) == 1
     space.close()
@@ -194,7 +212,7 @@ def test_closing_returns_everything_and_removes_the_lease(
 def test_i4_only_the_grants_of_the_dead_are_taken_back(
     context: StoreContext, space: Space, eviction: Eviction
 ) -> None:
-    living = Space(context, eviction)
+    living = Space(context, eviction, eviction.could_free)
     living.reserve(4096)
     orphan = b"\1" * 8  # a process that died: a row, and a lease file that nobody locks
     lease = context.root / "leases" / orphan.hex()
