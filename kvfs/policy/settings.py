@@ -30,6 +30,9 @@ class LifecycleSettings:
     grace_s: int = 5
     snapshot_every_s: int = 6 * HOUR
     """An index snapshot's age from which a run writes a new one; 0 = never."""
+    sweep_every_s: int = HOUR
+    """Time between two searches of all files for what no row names; 0 = never. A crash leaves a few
+    such files, and looking at every file takes longer than a small collection."""
     recode_s: int = 30
     """Time a run may spend on compressing cold blocks and making hot ones raw; 0 = never."""
     promote_opens: int = 3
@@ -51,9 +54,9 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
     """Return the settings of a parsed TOML table. Raises: InvalidArgument."""
     _refuse_unknown(
         table,
-        "high_watermark low_watermark grace_seconds snapshot_every_seconds recode_seconds "
-        "promote_opens scrub_pass_seconds daemon_check_seconds daemon_plan_seconds "
-        "daemon_recode_seconds daemon_scrub class rule",
+        "high_watermark low_watermark grace_seconds snapshot_every_seconds "
+        "sweep_every_seconds recode_seconds promote_opens scrub_pass_seconds "
+        "daemon_check_seconds daemon_plan_seconds daemon_recode_seconds daemon_scrub class rule",
     )
     classes = {each.name: each for each in BUILTIN_CLASSES}
     for entry in _tables(table, "class"):
@@ -67,6 +70,7 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         low_ratio=_number(table, "low_watermark", standard.low_ratio),
         grace_s=_get(table, "grace_seconds", int, standard.grace_s),
         snapshot_every_s=_get(table, "snapshot_every_seconds", int, standard.snapshot_every_s),
+        sweep_every_s=_get(table, "sweep_every_seconds", int, standard.sweep_every_s),
         recode_s=_get(table, "recode_seconds", int, standard.recode_s),
         promote_opens=_get(table, "promote_opens", int, standard.promote_opens),
         scrub_pass_s=_get(table, "scrub_pass_seconds", int, standard.scrub_pass_s),
@@ -81,6 +85,7 @@ def parse_settings(table: Mapping[str, object]) -> LifecycleSettings:
         settings.promote_opens,
         settings.grace_s,
         settings.snapshot_every_s,
+        settings.sweep_every_s,
         settings.recode_s,
         settings.scrub_pass_s,
         settings.daemon_check_s,

@@ -30,6 +30,7 @@ from kvfs.store.access_times import AccessTimes
 from kvfs.store.collection import Collector, Walk
 from kvfs.store.context import StoreContext
 from kvfs.store.heat import read_heat
+from kvfs.store.housekeeping import SweepReport
 from kvfs.store.recoder import Outcome as Recoded
 from kvfs.store.recoder import Recoder, Recoding
 from kvfs.store.removal import Outcome
@@ -43,6 +44,8 @@ LAST_PLAN_NAME = "gc.plan"
 """Its modification time is that of the last full plan, by any process."""
 LAST_RUN_NAME = "gc.last"
 """Its modification time is that of the last share scrubbed; what is due follows from it."""
+LAST_SWEEP_NAME = "gc.sweep"
+"""Its modification time is that of the last sweep that a collection finished."""
 MAX_SCRUB_GAP_S = 6 * 3600
 """After a longer time without runs the pass takes longer, rather than one run very long."""
 IDLE_SHARE = 4
@@ -165,6 +168,20 @@ def scrub_due(
     return scrub(due_bytes) if due_bytes else None
 
 
+def sweep_due(
+    context: StoreContext, settings: LifecycleSettings, sweep: Callable[[], SweepReport]
+) -> SweepReport | None:
+    """Sweep the store's files if none of its collections has for as long as the settings say."""
+    if not settings.sweep_every_s:
+        return None
+    marker, now_s = context.root / LAST_SWEEP_NAME, context.now_s()
+    if _is_younger(marker, settings.sweep_every_s, now_s):
+        return None
+    report = sweep()
+    _touch(marker, now_s)
+    return report
+
+
 class Lifecycle:
     """One daemon's collections. `step` belongs to one thread, `stop` to any."""
 
@@ -250,11 +267,8 @@ class Lifecycle:
 
     def _is_plan_old(self) -> bool:
         """Return whether no process has planned for the time between two plans."""
-        try:
-            planned_s = int((self._context.root / LAST_PLAN_NAME).stat().st_mtime)
-        except FileNotFoundError:
-            return True
-        return not 0 <= self._context.now_s() - planned_s < self._settings.daemon_plan_s
+        marker = self._context.root / LAST_PLAN_NAME
+        return not _is_younger(marker, self._settings.daemon_plan_s, self._context.now_s())
 
     def _is_over(self) -> bool:
         """Return whether the store or a namespace is over its high watermark."""
@@ -289,6 +303,14 @@ class Lifecycle:
 
     def _after_s(self, seconds: float) -> int:
         return self._context.clock.monotonic_ns() + int(seconds * NS_PER_S)
+
+
+def _is_younger(marker: Path, seconds: int, now_s: int) -> bool:
+    """Return whether a marker was touched within `seconds`; one from the future was not."""
+    try:
+        return 0 <= now_s - int(marker.stat().st_mtime) < seconds
+    except FileNotFoundError:
+        return False
 
 
 def _touch(path: Path, now_s: int) -> None:

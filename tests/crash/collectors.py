@@ -34,7 +34,7 @@ def settings(keeps: bool) -> LifecycleSettings:
     ratios = (1.0, 1.0) if keeps else (0.5, 0.3)
     return LifecycleSettings(
         rules=RuleSet([Rule("keep")]), high_ratio=ratios[0], low_ratio=ratios[1], grace_s=0,
-        snapshot_every_s=1, recode_s=1, scrub_pass_s=1,
+        snapshot_every_s=1, sweep_every_s=1, recode_s=1, scrub_pass_s=1,
     )  # fmt: skip
 
 

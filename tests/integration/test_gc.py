@@ -352,14 +352,28 @@ def test_i1_a_flipped_bit_is_found_by_the_check_and_the_name_becomes_a_miss(
         store.get(ObjectPath(b"kv", b"bad"))
 
 
-def test_files_that_no_row_names_are_swept(store: Store) -> None:
+def test_files_that_no_row_names_are_swept_once_in_a_while(
+    store: Store, clock: ManualClock
+) -> None:
     put(store, "kept")
     orphan = store.path / "blocks" / "ab" / f"ab{'0' * 62}.{'0' * 15}1"
-    orphan.write_bytes(b"x" * 4096)
-    report = collect(store, SETTINGS)
-    assert report.sweep.orphan_files == 1
-    assert not orphan.exists()
+    for wait_s, is_due in ((0, True), (SETTINGS.sweep_every_s - 1, False), (1, True)):
+        orphan.write_bytes(b"x" * 4096)
+        clock.advance(wait_s)
+        report = collect(store, SETTINGS)
+        assert (report.sweep is not None) is is_due
+        assert report.sweep is None or report.sweep.orphan_files == 1
+        assert orphan.exists() is not is_due
     assert names(store) == {b"kept"}
+
+
+def test_a_clock_that_went_back_does_not_put_the_sweep_off(
+    store: Store, clock: ManualClock
+) -> None:
+    assert collect(store, SETTINGS).sweep is not None
+    clock.jump(-2 * SETTINGS.sweep_every_s)
+    assert collect(store, SETTINGS).sweep is not None
+    assert collect(store, replace(SETTINGS, sweep_every_s=0)).sweep is None
 
 
 def test_quarantine_keeps_what_is_new_and_little(store: Store, clock: ManualClock) -> None:

@@ -27,7 +27,15 @@ from kvfs.policy.eviction import Budget, Plan, Planner, Reason, Verdict
 from kvfs.policy.settings import LifecycleSettings
 from kvfs.store.collection import Collector, Walk
 from kvfs.store.housekeeping import SweepReport
-from kvfs.store.lifecycle import load_settings, note_plan, only_one, recode, scrub_due, survey
+from kvfs.store.lifecycle import (
+    load_settings,
+    note_plan,
+    only_one,
+    recode,
+    scrub_due,
+    survey,
+    sweep_due,
+)
 from kvfs.store.rebuild import write_snapshot
 from kvfs.store.removal import Outcome
 from kvfs.store.store import Store
@@ -46,6 +54,7 @@ RESERVE_NAME = "gc.reserve"
 RESERVE_LENGTH = 4 << 20
 """Disk space that only a collection on a full disk uses: deleting rows needs new index pages."""
 HOUR = 3600
+NOTHING_SWEPT = SweepReport(0, 0, 0, 0)
 UPLOAD_BATCH, MAX_UPLOADS = 50, 10_000
 """Abandoned uploads dropped at once, and in one run (I8)."""
 
@@ -59,7 +68,8 @@ class Report:
     jump_s: int = 0
     outcome: Outcome = field(default_factory=Outcome)
     trash_bytes: int = 0
-    sweep: SweepReport = field(default_factory=lambda: SweepReport(0, 0, 0, 0))
+    sweep: SweepReport | None = None
+    """None: not due yet."""
     dead_readers: int = 0
     uploads: int = 0
     """Multipart uploads that nobody continued."""
@@ -116,7 +126,7 @@ def collect(store: Store, settings: LifecycleSettings) -> Report:
     )
     while (count := store.expire_uploads(UPLOAD_BATCH)) and report.uploads < MAX_UPLOADS:
         report.uploads += count
-    report.sweep = store.sweep()
+    report.sweep = sweep_due(context, settings, store.sweep)
     done = recode(store.context, report.plan, settings.recode_s, store.compress, store.promote)
     report.compressed, report.promoted = done.compressed, done.promoted
     report.saved_bytes = done.saved_bytes
@@ -226,7 +236,7 @@ def _print_report(report: Report, is_json: bool) -> ExitCode:
 
 
 def _document(report: Report) -> dict[str, object]:
-    plan, outcome = report.plan, report.outcome
+    plan, outcome, sweep = report.plan, report.outcome, report.sweep or NOTHING_SWEPT
     return {
         "dry_run": False,
         "examined": plan.examined,
@@ -240,10 +250,11 @@ def _document(report: Report) -> dict[str, object]:
         "rows_removed_in_ns": outcome.rows_ns,
         "lock_held_ns_median": _share(outcome.held_ns, 0.5),
         "lock_held_ns_p99": _share(outcome.held_ns, 0.99),
-        "orphan_files": report.sweep.orphan_files,
-        "orphan_bytes": report.sweep.orphan_bytes,
-        "staging_files": report.sweep.staging_files,
-        "quarantined_files_removed": report.sweep.quarantined_files,
+        "swept": report.sweep is not None,
+        "orphan_files": sweep.orphan_files,
+        "orphan_bytes": sweep.orphan_bytes,
+        "staging_files": sweep.staging_files,
+        "quarantined_files_removed": sweep.quarantined_files,
         "abandoned_uploads": report.uploads,
         "dead_readers": report.dead_readers,
         "compressed_blocks": report.compressed,
@@ -266,13 +277,13 @@ _GOING = (Reason.EXPIRED, Reason.QUOTA_BYTES, Reason.QUOTA_OBJECTS, Reason.CAPAC
 
 
 def _summary(report: Report) -> str:
-    outcome = report.outcome
+    outcome, sweep = report.outcome, report.sweep or NOTHING_SWEPT
     evicted = sum(outcome.removed.get(reason, 0) for reason in _GOING[1:])
-    freed = outcome.freed_bytes + report.trash_bytes + report.sweep.orphan_bytes
+    freed = outcome.freed_bytes + report.trash_bytes + sweep.orphan_bytes
     parts = [
         f"freed {render_size(freed)}: {outcome.removed.get(Reason.EXPIRED, 0)} expired, "
-        f"{evicted} evicted, {report.sweep.orphan_files} orphans, "
-        f"{report.sweep.staging_files} abandoned files, {report.uploads} abandoned uploads",
+        f"{evicted} evicted, {sweep.orphan_files} orphans, "
+        f"{sweep.staging_files} abandoned files, {report.uploads} abandoned uploads",
         _space(report),
     ]
     if report.compressed or report.promoted:
