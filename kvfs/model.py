@@ -158,6 +158,11 @@ class Entry(NamedTuple):
         return self.kind is Kind.FILE
 
 
+RULED_TTL_CLASS = 65_535
+"""The class of a lifetime that a bucket's own rules gave: they may change it, and take it away.
+Whoever sets a TTL ends that."""
+
+
 @dataclass(frozen=True, slots=True)
 class WriteCondition:
     """What must hold of the present name, checked in the transaction that publishes or deletes.
@@ -191,6 +196,8 @@ class PutOptions:
     """0 = the moment of publishing."""
     ttl_s: int | None = None
     """None = the namespace's default; 0 = never expires."""
+    expires_at_s: int = 0
+    """When a `ttl_s` given with it is over; 0 = counted from the moment of publishing."""
     is_sliding: bool = True
     ttl_class: int = 0
     priority: int = 100
@@ -209,6 +216,8 @@ class AttributeChange:
     accessed_s: int | None = None
     """Setting it is a touch: a sliding TTL starts anew."""
     ttl_s: int | None = None
+    expires_at_s: int = 0
+    """When a `ttl_s` given with it is over; 0 = counted from now."""
     is_sliding: bool | None = None
     ttl_class: int | None = None
     priority: int | None = None

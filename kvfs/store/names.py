@@ -7,8 +7,10 @@ refused one has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 
 from kvfs.errors import (
     AlreadyExists,
@@ -16,6 +18,7 @@ from kvfs.errors import (
     DirectoryNotEmpty,
     InvalidArgument,
     IsADirectory,
+    KvfsError,
     NotADirectory,
     NotFound,
 )
@@ -25,6 +28,7 @@ from kvfs.index.schema import InodeRow, check_component, end_of_life, entry_of
 from kvfs.model import (
     ROOT_INODE,
     ROOT_NAMESPACE,
+    RULED_TTL_CLASS,
     AttributeChange,
     ChildName,
     Entry,
@@ -49,6 +53,10 @@ from kvfs.store.reader import VERIFY_ATTRIBUTE
 from kvfs.store.recoder import COMPRESS_ATTRIBUTE
 from kvfs.store.row_limits import check_attributes, fit_change
 from kvfs.store.trash import Trash
+
+BATCH_ROWS = 128
+BATCH_NS = 4_000_000
+"""What one transaction of many changes names or works at most: a writer elsewhere waits for it."""
 
 
 class Names:
@@ -151,14 +159,46 @@ class Names:
         now_ns = self._context.clock.now_ns()
 
         def work(txn: WriteTransaction) -> tuple[Entry, list[TrashKey]]:
-            target = resolve_target(txn, path)
-            present = target.present
-            if target.parent is None or present is None or present[1] != tree.FILE:
-                raise NotFound(f"{str(path)!r} does not exist")
-            check_condition(txn, target, condition, now_ns // 1_000_000_000)
-            return self._drop(txn, target.parent, target.encoded_names[-1], present[0], now_ns)
+            return self._drop(txn, *_deletable(txn, path, condition, now_ns), now_ns)
 
         return self._run_drop(self._context.commit(work))
+
+    def delete_many(
+        self, wanted: Sequence[tuple[ObjectPath, WriteCondition]]
+    ) -> list[Entry | KvfsError]:
+        """Do as `delete` for each, many in a transaction; return what each was, or its refusal.
+
+        Raises: as a commit; what was removed by then stays removed.
+        """
+        done: list[Entry | KvfsError] = []
+        while len(done) < len(wanted):
+            some, trash = self._context.commit(partial(self._delete_some, wanted, len(done)))
+            done += some
+            self._trash.add(trash)
+        return done
+
+    def _delete_some(
+        self,
+        wanted: Sequence[tuple[ObjectPath, WriteCondition]],
+        start: int,
+        txn: WriteTransaction,
+    ) -> tuple[list[Entry | KvfsError], list[TrashKey]]:
+        now_ns, clock = self._context.clock.now_ns(), self._context.clock
+        until_ns = clock.monotonic_ns() + BATCH_NS
+        done: list[Entry | KvfsError] = []
+        trash: list[TrashKey] = []
+        for path, condition in islice(wanted, start, start + BATCH_ROWS):
+            try:
+                found = _deletable(txn, path, condition, now_ns)
+            except KvfsError as error:  # it looked only: the others' changes stand
+                done.append(error)
+                continue
+            entry, dropped = self._drop(txn, *found, now_ns)
+            done.append(entry)
+            trash += dropped
+            if clock.monotonic_ns() > until_ns:
+                break
+        return done, trash
 
     def unlink(self, place: ChildName) -> Entry:
         """Remove a file or symlink. Raises: NotFound, IsADirectory."""
@@ -212,18 +252,65 @@ class Names:
             row = txn.inode(inode)
             if row is None:
                 raise NotFound("the file is gone: look its name up again")
-            if row.kind is not Kind.FILE and (change.ttl_s or change.pin):
-                raise InvalidArgument("only a file has a lifetime or a pin: set it on the files")
-            before = replace(row)
-            row.attributes = _changed_attributes(row, change)
-            _apply(row, change, now_ns)
-            row.ctime_ns = now_ns
-            txn.update_inode(inode, before, row)
-            if row.kind is Kind.DIRECTORY and row.parent == ROOT_INODE:
-                _tell_namespace(txn, row)
-            return entry_of(inode, row)
+            return _change(txn, inode, row, change, now_ns)
 
         return self._context.commit(work)
+
+    def revise(
+        self, inodes: Sequence[int], decide: Callable[[Entry], AttributeChange | None]
+    ) -> int:
+        """Make the change that `decide` wants of each file that is still there; return how many.
+
+        decide: called in the transaction, on the entry as it is then; None = no change.
+        Raises: as set_attributes.
+        """
+        changed = 0
+        for start in range(0, len(inodes), BATCH_ROWS):
+            batch = inodes[start : start + BATCH_ROWS]
+            changed += self._context.commit(partial(self._revise_some, batch, decide))
+        return changed
+
+    def _revise_some(
+        self,
+        inodes: Sequence[int],
+        decide: Callable[[Entry], AttributeChange | None],
+        txn: WriteTransaction,
+    ) -> int:
+        now_ns, changed = self._context.clock.now_ns(), 0
+        for inode in inodes:
+            row = txn.inode(inode)
+            change = decide(entry_of(inode, row)) if row is not None else None
+            if row is not None and change is not None:
+                _change(txn, inode, row, fit_change(change), now_ns)
+                changed += 1
+        return changed
+
+
+def _deletable(
+    txn: ReadTransaction, path: ObjectPath, condition: WriteCondition, now_ns: int
+) -> tuple[int, bytes, int]:
+    """Return (parent, name, inode) of the file that a delete removes. Raises: as Names.delete."""
+    target = resolve_target(txn, path)
+    present = target.present
+    if target.parent is None or present is None or present[1] != tree.FILE:
+        raise NotFound(f"{str(path)!r} does not exist")
+    check_condition(txn, target, condition, now_ns // 1_000_000_000)
+    return target.parent, target.encoded_names[-1], present[0]
+
+
+def _change(
+    txn: WriteTransaction, inode: int, row: InodeRow, change: AttributeChange, now_ns: int
+) -> Entry:
+    if row.kind is not Kind.FILE and (change.ttl_s or change.pin):
+        raise InvalidArgument("only a file has a lifetime or a pin: set it on the files")
+    before = replace(row)
+    row.attributes = _changed_attributes(row, change)
+    _apply(row, change, now_ns)
+    row.ctime_ns = now_ns
+    txn.update_inode(inode, before, row)
+    if row.kind is Kind.DIRECTORY and row.parent == ROOT_INODE:
+        _tell_namespace(txn, row)
+    return entry_of(inode, row)
 
 
 def _tell_namespace(txn: WriteTransaction, row: InodeRow) -> None:
@@ -296,6 +383,8 @@ def _apply(row: InodeRow, change: AttributeChange, now_ns: int) -> None:
         row.is_sliding = change.is_sliding
     if change.ttl_class is not None:
         row.ttl_class = change.ttl_class
+    elif change.ttl_s is not None and row.ttl_class == RULED_TTL_CLASS:
+        row.ttl_class = 0
     if change.priority is not None:
         row.priority = change.priority
     if change.pin is not None:
@@ -303,5 +392,7 @@ def _apply(row: InodeRow, change: AttributeChange, now_ns: int) -> None:
     if change.ttl_s is not None:
         row.ttl_s = change.ttl_s
         row.expires_at_s = end_of_life(now_s, row.ttl_s)
+        if row.ttl_s and change.expires_at_s:
+            row.expires_at_s = change.expires_at_s
     if change.accessed_s is not None:
         touch(row, now_s)

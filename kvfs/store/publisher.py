@@ -373,6 +373,8 @@ class Publisher:
 def _lifetime(options: PutOptions, default_ttl_s: int, now_ns: int) -> tuple[int, int]:
     """Return (ttl_s, expires_at_s)."""
     ttl_s = default_ttl_s if options.ttl_s is None else options.ttl_s
+    if ttl_s and options.expires_at_s:
+        return ttl_s, options.expires_at_s
     return ttl_s, end_of_life(now_ns // 1_000_000_000, ttl_s)
 
 

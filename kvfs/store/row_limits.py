@@ -33,6 +33,7 @@ def fit_options(options: PutOptions) -> PutOptions:
         0 <= options.priority <= MAX_PRIORITY
         and 0 <= options.mtime_ns <= MAX_TIME_NS
         and (ttl_s is None or 0 <= ttl_s <= MAX_TIME_S)
+        and 0 <= options.expires_at_s <= MAX_TIME_S
     )
     if is_fit:
         return options
@@ -41,6 +42,7 @@ def fit_options(options: PutOptions) -> PutOptions:
         priority=_between(options.priority, MAX_PRIORITY),
         mtime_ns=_between(options.mtime_ns, MAX_TIME_NS) or 1,  # 0 would mean "now"
         ttl_s=None if ttl_s is None else _between(ttl_s, MAX_TIME_S),
+        expires_at_s=_between(options.expires_at_s, MAX_TIME_S),
     )
 
 
@@ -51,6 +53,7 @@ def fit_change(change: AttributeChange) -> AttributeChange:
         "priority": (change.priority, MAX_PRIORITY),
         "mtime_ns": (change.mtime_ns, MAX_TIME_NS),
         "ttl_s": (change.ttl_s, MAX_TIME_S),
+        "expires_at_s": (change.expires_at_s, MAX_TIME_S),
     }
     cut = {
         name: _between(value, most)

@@ -11,11 +11,11 @@ Length: one method for each thing a caller may ask, mostly docstring.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvfs.errors import NotFound, Unavailable
+from kvfs.errors import KvfsError, NotFound, Unavailable
 from kvfs.index.lmdb_index import WriteTransaction
 from kvfs.index.schema import entry_of
 from kvfs.model import (
@@ -560,6 +560,12 @@ class Store:
         """
         return self._names.delete(path, condition or WriteCondition())
 
+    def delete_many(
+        self, wanted: Sequence[tuple[ObjectPath, WriteCondition]]
+    ) -> list[Entry | KvfsError]:
+        """Do as `delete` for each, in few transactions; return what each was, or its refusal."""
+        return self._names.delete_many(wanted)
+
     def mkdir(self, place: ChildName, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Entry:
         """Add a directory; in the root, a namespace. Raises: AlreadyExists, NotFound."""
         if place.parent == ROOT_INODE:
@@ -633,6 +639,15 @@ class Store:
         if entry.is_mutable and change.mtime_ns is not None:
             self._files.set_mtime(inode, change.mtime_ns)
         return entry
+
+    def revise(
+        self, inodes: Sequence[int], decide: Callable[[Entry], AttributeChange | None]
+    ) -> int:
+        """Change many files as `decide` wants of each, in few transactions; return how many.
+
+        decide: called on each file's entry inside a transaction, so it must be quick and pure.
+        """
+        return self._names.revise(inodes, decide)
 
     # -- lifecycle ------------------------------------------------------------------------------
 

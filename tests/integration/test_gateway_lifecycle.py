@@ -69,8 +69,44 @@ def test_rules_become_lifetimes(gateway: Gateway, client: S3Client, bucket: str)
     client.delete_bucket_lifecycle(Bucket=bucket)
     client.put_object(Bucket=bucket, Key="tmp/k", Body=b"y")
     assert "Expiration" not in client.head_object(Bucket=bucket, Key="tmp/k")
-    kept = client.head_object(Bucket=bucket, Key="t/k")["Expiration"]
-    assert 'rule-id="ttl"' in kept  # what was written keeps its end, of no rule any more
+    assert "Expiration" not in client.head_object(Bucket=bucket, Key="t/k")
+
+
+def test_rules_hold_for_what_was_there_before_them(
+    gateway: Gateway, client: S3Client, bucket: str
+) -> None:
+    for key in ("tmp/k", "k"):
+        client.put_object(Bucket=bucket, Key=key, Body=b"x")
+    put_rules(client, bucket, {"ID": "a", "Filter": {"Prefix": "tmp/"}, "Expiration": {"Days": 1}})
+    assert whole_days(stat(gateway, bucket, "tmp/k")) == 1
+    assert 'rule-id="a"' in client.head_object(Bucket=bucket, Key="tmp/k")["Expiration"]
+    assert "Expiration" not in client.head_object(Bucket=bucket, Key="k")
+    put_rules(client, bucket, {"ID": "b", "Expiration": {"Days": 9}})
+    for key in ("tmp/k", "k"):
+        assert whole_days(stat(gateway, bucket, key)) == 9
+    client.delete_bucket_lifecycle(Bucket=bucket)
+    for key in ("tmp/k", "k"):
+        assert stat(gateway, bucket, key).expires_at_s == 0
+
+
+def test_an_object_in_parts_ends_by_the_rules_of_its_completion(
+    gateway: Gateway, client: S3Client, bucket: str
+) -> None:
+    upload = client.create_multipart_upload(Bucket=bucket, Key="k")["UploadId"]
+    named = {"Bucket": bucket, "Key": "k", "UploadId": upload}
+    part = client.upload_part(**named, PartNumber=1, Body=b"x" * 10)
+    put_rules(
+        client,
+        bucket,
+        {"ID": "large", "Filter": {"ObjectSizeGreaterThan": 9}, "Expiration": {"Days": 2}},
+        {"ID": "small", "Filter": {"ObjectSizeLessThan": 10}, "Expiration": {"Days": 1}},
+    )
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    done = client.complete_multipart_upload(**named, MultipartUpload=parts)
+    assert 'rule-id="large"' in done["Expiration"]
+    assert whole_days(stat(gateway, bucket, "k")) == 2
+    client.put_object(Bucket=bucket, Key="s", Body=b"x")
+    assert whole_days(stat(gateway, bucket, "s")) == 1
 
 
 def test_other_tags_bring_another_lifetime(gateway: Gateway, client: S3Client, bucket: str) -> None:
@@ -131,10 +167,7 @@ MIDDAY = datetime.datetime(2100, 6, 1, 12, tzinfo=datetime.UTC)
         ([{"Expiration": {"Days": 0}}], "InvalidArgument"),
         ([{"Expiration": {"Date": MIDDAY}}], "InvalidArgument"),
         ([{"Expiration": {"Days": 1}, "Status": "enabled"}], "MalformedXML"),
-        ([{"Expiration": {"ExpiredObjectDeleteMarker": True}}], "NotImplemented"),
-        ([{"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}], "NotImplemented"),
         ([{"Transitions": [{"Days": 1, "StorageClass": "GLACIER"}]}], "NotImplemented"),
-        ([{"Filter": {"ObjectSizeGreaterThan": 5}, "Expiration": {"Days": 1}}], "NotImplemented"),
     ],
 )
 def test_rules_that_cannot_be_kept_are_refused(

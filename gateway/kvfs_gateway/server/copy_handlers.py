@@ -16,7 +16,7 @@ from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import render_iso_date
 from kvfs_gateway.s3.target import percent_decode
 from kvfs_gateway.server.bucket_handlers import require_bucket
-from kvfs_gateway.server.lifecycle_handlers import with_lifetime
+from kvfs_gateway.server.lifetimes import with_lifetime
 from kvfs_gateway.server.object_handlers import MAX_PUT_LENGTH, read_write_condition
 from kvfs_gateway.server.object_headers import (
     CHECKSUM_PREFIX,
@@ -95,7 +95,7 @@ async def copy_object(call: Call) -> Response:
         attributes = _attributes(call, entry, replaces_metadata, replaces_tags)
         etag = "" if entry.is_mutable else entry.etag  # the copy of such a file is sealed
         options = PutOptions(attributes=attributes, etag=etag, condition=condition)
-        options = with_lifetime(call, namespace, options)
+        options = with_lifetime(call, namespace, options, entry.size)
         store = call.service.store
         copied = await call.service.write(store.copy, source, call.path, options)
         if _is_of(call, copied, entry, source):

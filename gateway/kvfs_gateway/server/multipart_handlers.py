@@ -35,7 +35,7 @@ from kvfs_gateway.s3.target import percent_encode
 from kvfs_gateway.server.body import MAX_MD5_LENGTH
 from kvfs_gateway.server.bucket_handlers import owner, parse_document, require_bucket
 from kvfs_gateway.server.copy_handlers import open_copy_source
-from kvfs_gateway.server.lifecycle_handlers import with_lifetime
+from kvfs_gateway.server.lifetimes import expiration_header, with_lifetime
 from kvfs_gateway.server.object_handlers import (
     MAX_PUT_LENGTH,
     bucket_name,
@@ -73,7 +73,7 @@ Document = dict[str, xml.Value]
 
 async def create_multipart_upload(call: Call) -> Response:
     """Begin an upload; what the object shall be like is said here."""
-    namespace = require_bucket(call)
+    require_bucket(call)
     headers = call.head.headers
     attributes = read_attributes(headers)
     shown: list[Header] = []
@@ -85,7 +85,7 @@ async def create_multipart_upload(call: Call) -> Response:
         attributes[_TYPE] = kind.encode()
         shown = [("x-amz-checksum-algorithm", algorithm.name), ("x-amz-checksum-type", kind)]
     await call.body.discard(MAX_MD5_LENGTH)
-    options = with_lifetime(call, namespace, PutOptions(attributes=attributes))
+    options = PutOptions(attributes=attributes)
     info = await call.service.write(call.service.store.create_upload, call.path, options)
     document: Document = {
         "Bucket": bucket_name(call),
@@ -119,7 +119,7 @@ async def abort_multipart_upload(call: Call) -> Response:
 
 async def complete_multipart_upload(call: Call) -> Response:
     """Publish the listed parts as the object."""
-    require_bucket(call)
+    namespace = require_bucket(call)
     store = call.service.store
     upload_id = call.parameter("uploadId")
     condition = read_write_condition(call)
@@ -136,6 +136,8 @@ async def complete_multipart_upload(call: Call) -> Response:
         return _completed(call, entry)
     parts = [_match(part, found) for part in listed]
     options = _final_options(call, info, parts)
+    size = sum(part.size for part in parts)
+    options = with_lifetime(call, namespace, options, size)
     entry = await call.service.publish(
         store.complete_upload, upload_id, call.path, chosen, replace(options, condition=condition)
     )
@@ -281,7 +283,8 @@ def _completed(call: Call, entry: Entry) -> Response:
             document[algorithm.field] = value.decode("latin-1")
             kind = entry.attributes.get("user.s3.checksum-type", b"FULL_OBJECT")
             document["ChecksumType"] = kind.decode("latin-1")
-    return xml_response(xml.render("CompleteMultipartUpload", document))
+    text = xml.render("CompleteMultipartUpload", document)
+    return xml_response(text, headers=expiration_header(call, entry))
 
 
 # -- parts

@@ -26,7 +26,7 @@ from kvfs_gateway.s3.http_dates import parse_http_date
 from kvfs_gateway.s3.ranges import ByteRange, parse_range
 from kvfs_gateway.server.body import MAX_MD5_LENGTH
 from kvfs_gateway.server.bucket_handlers import require_bucket
-from kvfs_gateway.server.lifecycle_handlers import expiration_header, with_lifetime
+from kvfs_gateway.server.lifetimes import expiration_header, with_lifetime
 from kvfs_gateway.server.object_headers import (
     PARTS,
     apply_overrides,
@@ -63,7 +63,6 @@ async def put_object(call: Call) -> Response:
     )
     length = expected_length(call)
     namespace = require_bucket(call)
-    options = with_lifetime(call, namespace, options)
     _refuse_early(call, options.condition)
     wants_md5 = call.service.has_md5_etags or (length is not None and length <= MAX_MD5_LENGTH)
     call.body.begin(call.authentication, wants_md5=wants_md5)
@@ -77,6 +76,7 @@ async def put_object(call: Call) -> Response:
         if length is not None and size != length:
             raise S3Error("IncompleteBody")
         options = with_digests(options, digests.md5_hex, checksum_attributes(digests.checksum))
+        options = with_lifetime(call, namespace, options, size)
         entry = await call.service.publish(store.publish, staging, call.path, options)
     finally:
         staging.close()
@@ -138,6 +138,7 @@ def with_digests(options: PutOptions, md5_hex: str, attributes: dict[str, bytes]
         attributes={**options.attributes, **attributes},
         etag=md5_hex,
         ttl_s=options.ttl_s,
+        expires_at_s=options.expires_at_s,
         is_sliding=options.is_sliding,
         ttl_class=options.ttl_class,
         priority=options.priority,

@@ -15,7 +15,7 @@ from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import render_http_date
 from kvfs_gateway.server.bucket_handlers import read_document, render_acl, require_bucket
-from kvfs_gateway.server.lifecycle_handlers import lifetime_change
+from kvfs_gateway.server.lifetimes import retagged_lifetime
 from kvfs_gateway.server.object_handlers import miss, part_list
 from kvfs_gateway.server.object_headers import (
     MAX_TAGS,
@@ -82,7 +82,7 @@ async def _replace_tags(call: Call, wanted: dict[str, bytes]) -> None:
         entry = _require(call)
         kept = {k: v for k, v in entry.attributes.items() if not k.startswith(TAG_PREFIX)}
         change = replace(
-            lifetime_change(call, entry, {**kept, **wanted}),
+            retagged_lifetime(call, entry, {**kept, **wanted}),
             set_attributes=wanted,
             remove_attributes=tuple(entry.attributes.keys() - kept.keys() - wanted.keys()),
         )

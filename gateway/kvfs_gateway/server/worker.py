@@ -27,6 +27,7 @@ from kvfs.open_store import open_store
 from kvfs_gateway.s3.routing import Addressing, route_table
 from kvfs_gateway.server.access_log import AccessFormat, AccessLog
 from kvfs_gateway.server.connection import ConnectionSettings, RequestIds
+from kvfs_gateway.server.lifetime_walk import LifetimeWalk
 from kvfs_gateway.server.listener import ConnectionSet, accept_forever, reap_forever
 from kvfs_gateway.server.metrics import WorkerMetrics
 from kvfs_gateway.server.service import Service
@@ -89,6 +90,8 @@ class Worker:
                             self._publish_usage,
                         )
                         acceptors.start_soon(_stop_without_supervisor, supervisor, accepting)
+                        if self._settings.worker == 0:
+                            acceptors.start_soon(LifetimeWalk(self._service).run_forever)
                         os.write(self._settings.ready_fd, b"1")
                         await self._obey(signals, accepting)
                 await self._drain(nursery)
