@@ -36,6 +36,7 @@ from kvfs.model import (
     AttributeChange,
     ChildName,
     Durability,
+    Entry,
     Kind,
     ObjectPath,
     Pin,
@@ -388,6 +389,42 @@ def test_a_first_directory_is_a_bucket(store: Store) -> None:
     store.delete(path(name))
     store.rmdir(ChildName(ROOT_INODE, name))
     assert store.find_namespace(name) is None
+
+
+def test_many_deletes_answer_each_for_itself(store: Store, bucket: bytes) -> None:
+    paths = [ObjectPath(bucket, b"d/%04d" % number) for number in range(300)]
+    for path in paths:
+        store.put(path, path.key)
+    kept, absent = paths[150], ObjectPath(bucket, b"d")
+    wanted = [(path, WriteCondition()) for path in paths]
+    wanted[150] = kept, WriteCondition(etag="another")
+    wanted += [(absent, WriteCondition()), (paths[0], WriteCondition())]
+    wanted.append((ObjectPath(b"no-such-bucket", b"k"), WriteCondition()))
+    done = store.delete_many(wanted)
+    assert len(done) == len(wanted)
+    assert isinstance(done[150], PreconditionFailed)
+    assert [type(answer) for answer in done[-3:]] == [NotFound, NotFound, NamespaceNotFound]
+    went = [answer for answer in done if isinstance(answer, Entry)]
+    assert len(went) == len(paths) - 1
+    assert [store.find(path) is not None for path in paths] == [path is kept for path in paths]
+    assert store.get(kept) == kept.key
+    assert store.delete_many([]) == []
+
+
+def test_a_revision_changes_what_it_wants_of_what_is_still_there(
+    store: Store, bucket: bytes
+) -> None:
+    entries = [store.put(ObjectPath(bucket, b"%d" % number), b"x") for number in range(3)]
+    store.delete(ObjectPath(bucket, b"1"))
+
+    def decide(entry: Entry) -> AttributeChange | None:
+        return AttributeChange(priority=7) if entry.inode != entries[2].inode else None
+
+    assert store.revise([entry.inode for entry in entries], decide) == 1
+    priorities = [entry and entry.priority for entry in map(store.stat_inode, (
+        entries[0].inode, entries[1].inode, entries[2].inode
+    ))]  # fmt: skip
+    assert priorities == [7, None, 100]
 
 
 def test_a_bucket_with_nothing_but_directories_can_be_deleted(

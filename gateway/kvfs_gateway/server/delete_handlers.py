@@ -1,14 +1,14 @@
-"""DeleteObjects: up to a thousand keys in one request.
+"""DeleteObjects: up to a thousand keys in one request, many in a transaction.
 
 Owns the document and the error of each key; one key that cannot go does not stop the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kvfs.errors import KvfsError, NotFound
-from kvfs.model import ObjectPath
+from kvfs.model import ObjectPath, WriteCondition
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.routing import MAX_KEY_LENGTH
@@ -40,39 +40,44 @@ async def delete_objects(call: Call) -> Response:
 
 
 def _delete_all(
-    call: Call, listed: list[Mapping[str, xml.Value]]
+    call: Call, listed: Sequence[Mapping[str, xml.Value]]
 ) -> tuple[list[Document], list[Document]]:
-    """Delete one by one; runs in a thread."""
+    """Delete what can be; return what went and the errors. Runs in a thread."""
+    refusals: dict[int, S3Error] = {}
+    wanted: dict[int, tuple[ObjectPath, WriteCondition]] = {}
+    for number, item in enumerate(listed):
+        try:
+            wanted[number] = _wanted(call, item)
+        except S3Error as error:
+            refusals[number] = error
+    answers = call.service.store.delete_many(list(wanted.values()))
+    for number, answer in zip(wanted, answers, strict=True):
+        if isinstance(answer, KvfsError) and not isinstance(answer, NotFound):
+            refusals[number] = to_s3_error(answer)
     deleted: list[Document] = []
     errors: list[Document] = []
-    for item in listed:
+    for number, item in enumerate(listed):
         shown: Document = {"Key": item["Key"]}
         if "VersionId" in item:
             shown["VersionId"] = item["VersionId"]
-        try:
-            _delete_one(call, item)
-        except S3Error as error:
-            errors.append({**shown, "Code": error.code, "Message": error.message})
-        else:
+        refusal = refusals.get(number)
+        if refusal is None:
             deleted.append(shown)
+        else:
+            errors.append({**shown, "Code": refusal.code, "Message": refusal.message})
     return deleted, errors
 
 
-def _delete_one(call: Call, item: Mapping[str, xml.Value]) -> None:
+def _wanted(call: Call, item: Mapping[str, xml.Value]) -> tuple[ObjectPath, WriteCondition]:
+    """Return what one line asks for. Raises: S3Error."""
     key = str(item["Key"]).encode()
     if not key or len(key) > MAX_KEY_LENGTH:
         raise S3Error("KeyTooLongError" if key else "InvalidArgument")
     if item.get("VersionId", "null") not in ("null", ""):
         raise S3Error("NoSuchVersion")
-    store = call.service.store
     condition = delete_condition(
         str(item.get("ETag", "")).strip('"'),
         str(item.get("Size", "")),
         str(item.get("LastModifiedTime", "")),
     )
-    try:
-        store.delete(ObjectPath(call.route.bucket, key), condition)
-    except NotFound:
-        return
-    except KvfsError as error:
-        raise to_s3_error(error) from error
+    return ObjectPath(call.route.bucket, key), condition
