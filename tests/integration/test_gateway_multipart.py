@@ -355,3 +355,18 @@ def test_the_common_runtime_names_the_bucket_behind_the_host(
     data = os.urandom(14 * MIB)
     runtime.put("a%40b", data)
     assert client.get_object(Bucket=bucket, Key="a@b")["Body"].read() == data
+
+
+def test_parts_as_lmcache_sends_them_are_written_once(gateway: Gateway) -> None:
+    runtime = CommonRuntime(gateway.engine_address)
+    data = os.urandom(64 * MIB)
+    before = written_bytes(gateway)
+    runtime.put("written%40once", data)
+    written = written_bytes(gateway) - before
+    assert len(data) <= written < len(data) + MIB, "Complete copied nothing"
+
+
+def written_bytes(gateway: Gateway) -> int:
+    """Return what the workers wrote by any system call, copy_file_range included."""
+    texts = [Path(f"/proc/{pid}/io").read_text() for pid in gateway.worker_pids()]
+    return sum(int(text.split("wchar:")[1].split()[0]) for text in texts)

@@ -19,7 +19,7 @@ from kvfs.errors import (
     PartTooSmall,
     UploadNotFound,
 )
-from kvfs.model import ObjectPath, PutOptions, WriteCondition
+from kvfs.model import Codec, ObjectPath, PutOptions, WriteCondition
 from kvfs.open_store import init_store, open_store
 from kvfs.store.store import Store
 from kvfs.store.uploads import CompletePart
@@ -52,6 +52,10 @@ def staging_files(store: Store) -> list[str]:
     return sorted(path.name for path in (store.path / "staging").iterdir())
 
 
+def refuse(*_: object) -> int:
+    raise AssertionError("bytes were copied")
+
+
 def test_equal_parts_in_any_order_are_assembled_without_copying(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,9 +65,6 @@ def test_equal_parts_in_any_order_are_assembled_without_copying(
         number: put_part(store, upload.upload_id, number, data[number - 1]) for number in (3, 1, 2)
     }
 
-    def refuse(*_: object) -> int:
-        raise AssertionError("a part was copied")
-
     monkeypatch.setattr(os, "copy_file_range", refuse)
     entry = store.complete_upload(upload.upload_id, PATH, [parts[1], parts[2], parts[3]])
     assert store.get(PATH) == b"".join(data)
@@ -71,15 +72,55 @@ def test_equal_parts_in_any_order_are_assembled_without_copying(
     assert staging_files(store) == []
 
 
-def test_unequal_and_repeated_parts_are_copied_together(store: Store) -> None:
+def test_unequal_and_repeated_parts_are_copied_together_inside_the_kernel(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upload = store.create_upload(PATH).upload_id
     first, second, last = os.urandom(5 * MIB), os.urandom(7 * MIB + 3), os.urandom(11)
     put_part(store, upload, 1, os.urandom(5 * MIB))
     chosen = [put_part(store, upload, 1, first), put_part(store, upload, 2, second)]
     chosen.append(put_part(store, upload, 4, last))
-    store.complete_upload(upload, PATH, chosen)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", refuse)
+        store.complete_upload(upload, PATH, chosen)
     assert store.get(PATH) == first + second + last
     assert staging_files(store) == []
+
+
+def test_a_part_copied_from_a_raw_object_is_copied_inside_the_kernel(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, data = ObjectPath(b"b", b"source"), os.urandom(6 * MIB + 5)
+    store.put(source, data)
+    upload = store.create_upload(PATH).upload_id
+    seen = bytearray()
+    with monkeypatch.context() as patched, store.open_read(source) as view:
+        patched.setattr(os, "pwrite", refuse)
+        with store.write_part(upload, PATH, 1, size_bytes=5 * MIB) as writer:
+            writer.copy_from(view, 5, 5 * MIB, seen.extend)
+            info = writer.finish("etag")
+    assert seen == data[5 : 5 * MIB + 5]
+    assert info.size == 5 * MIB
+    store.complete_upload(upload, PATH, [CompletePart(1, "etag")])
+    assert store.get(PATH) == seen
+
+
+def test_a_part_copied_from_a_compressed_object_is_decoded(store: Store) -> None:
+    source, data = ObjectPath(b"b", b"source"), bytes(range(256)) * 4 * 6 * 1024
+    digest = store.put(source, data).digest
+    assert store.compress(digest).saved_bytes > 0
+    upload = store.create_upload(PATH).upload_id
+    seen = bytearray()
+    with (
+        store.open_read(source) as view,
+        store.write_part(upload, PATH, 1, size_bytes=5 * MIB) as writer,
+    ):
+        assert view.codec is Codec.FRAMED
+        writer.copy_from(view, 7, 5 * MIB, seen.extend)
+        writer.finish("etag")
+    store.complete_upload(upload, PATH, [CompletePart(1, "etag")])
+    assert seen == data[7 : 5 * MIB + 7]
+    assert store.get(PATH) == seen
 
 
 def test_parts_left_out_are_dropped(store: Store) -> None:
