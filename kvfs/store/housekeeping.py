@@ -18,6 +18,7 @@ from itertools import islice
 
 from kvfs.errors import KvfsError, NotFound
 from kvfs.index import tree
+from kvfs.index.listing import list_page
 from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import (
     InodeRow,
@@ -33,6 +34,7 @@ from kvfs.policy.window import ColdName, choose_coldest
 from kvfs.store import mutable_paths
 from kvfs.store.access_times import AccessTimes
 from kvfs.store.context import StoreContext
+from kvfs.store.objects import find_namespace
 from kvfs.store.removal import Outcome, Remover
 from kvfs.store.timekeeping import Timekeeper
 from kvfs.store.trash import Trash
@@ -44,6 +46,8 @@ MAX_WINDOWS = 40
 MAX_LOOKED_AT = 100_000
 """Names that are looked at before an eviction is taken to be worth a try (half a second, I8)."""
 GRACE_S = LifecycleSettings().grace_s
+MAX_EXPIRED = 10_000
+"""Expired objects at most that a bucket's deletion clears away: a few seconds' work."""
 MAX_QUARANTINE_BYTES = 1 << 30
 MAX_QUARANTINE_AGE_S = 30 * 86_400
 """Damaged blocks are kept to be looked at, outside the capacity: the newest, and not for ever."""
@@ -97,6 +101,32 @@ class Housekeeping:
                     break
             self._settle()
         return sum(outcome.removed.values())
+
+    def expire_whole(self, namespace: bytes) -> None:
+        """Remove all objects of a bucket in which none is alive; else change nothing.
+
+        What nobody can see must not keep its bucket from being deleted. Raises: NamespaceNotFound.
+        """
+        self._access.flush()
+        due: list[Removal] = []
+        now_s, after = self._context.now_s(), b""
+        while True:
+            with self._context.index.read() as txn:
+                namespace_id, inode = find_namespace(txn, namespace)
+                page = list_page(
+                    txn, inode, prefix=b"", delimiter=b"", after=after, limit=WINDOW,
+                    is_live=lambda *_: True,
+                )  # fmt: skip
+            for item in page.objects:
+                if not 0 < item.entry.expires_at_s <= now_s or len(due) == MAX_EXPIRED:
+                    return
+                due.append(Removal(item.entry.inode, namespace_id, Reason.EXPIRED, 0, -1))
+            if not page.is_truncated:
+                break
+            after = page.next_after
+        with self._removing:
+            self._remover.remove(due, now_s, Outcome())
+            self._settle()
 
     def evict(self, wanted_bytes: int, max_objects: int = 500) -> int:
         """Evict the coldest blocks until `wanted_bytes` are free or `max_objects` went.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvfs.errors import KvfsError, NotFound, Unavailable
+from kvfs.errors import KvfsError, NamespaceNotEmpty, NotFound, Unavailable
 from kvfs.index.lmdb_index import WriteTransaction
 from kvfs.index.schema import entry_of
 from kvfs.model import (
@@ -252,8 +252,12 @@ class Store:
         return [namespace for namespace in found if namespace is not None]
 
     def delete_namespace(self, name: bytes) -> None:
-        """Remove an empty bucket. Raises: NamespaceNotFound, NamespaceNotEmpty."""
-        self._namespaces.delete(name)
+        """Remove a bucket without a live object. Raises: NamespaceNotFound, NamespaceNotEmpty."""
+        try:
+            self._namespaces.delete(name)
+        except NamespaceNotEmpty:
+            self._housekeeping.expire_whole(name)
+            self._namespaces.delete(name)
 
     # -- looking up -----------------------------------------------------------------------------
 

@@ -427,6 +427,22 @@ def test_a_revision_changes_what_it_wants_of_what_is_still_there(
     assert priorities == [7, None, 100]
 
 
+def test_a_bucket_with_nothing_but_expired_objects_can_be_deleted(
+    store: Store, clock: ManualClock
+) -> None:
+    store.create_namespace(b"fading")
+    for number in range(300):
+        options = PutOptions(ttl_s=60, is_sliding=False)
+        store.put(ObjectPath(b"fading", b"d/%d" % number), b"x", options)
+    store.put(ObjectPath(b"fading", b"live"), b"x")
+    clock.advance(60)
+    with pytest.raises(NamespaceNotEmpty):
+        store.delete_namespace(b"fading")
+    store.delete(ObjectPath(b"fading", b"live"))
+    store.delete_namespace(b"fading")
+    assert store.find_namespace(b"fading") is None
+
+
 def test_a_bucket_with_nothing_but_directories_can_be_deleted(
     store: Store, bucket: bytes, inode: int
 ) -> None:
