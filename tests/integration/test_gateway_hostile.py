@@ -142,7 +142,7 @@ def test_pipelined_requests_are_answered_in_their_order(gateway: Gateway) -> Non
     requests = [
         signed(gateway.address, "PUT", "/bucket/p", body=b"first"),
         signed(gateway.address, "GET", "/bucket/p"),
-        signed(gateway.address, "PUT", "/bucket/p?acl", body=b"<nothing/>"),
+        signed(gateway.address, "PUT", "/bucket/p?torrent", body=b"<nothing/>"),
         signed(gateway.address, "GET", "/bucket/missing"),
         signed(gateway.address, "DELETE", "/bucket/p"),
         signed(gateway.address, "GET", "/bucket/p"),
@@ -326,7 +326,7 @@ def test_unsigned_transfer_chunks_with_a_trailer_as_nixl_sends_them(
         ("DELETE", "/bucket?analytics&id=1"),
         ("DELETE", "/bucket?metrics"),
         ("DELETE", "/bucket?inventory&id=1"),
-        ("DELETE", "/bucket?policy"),
+        ("DELETE", "/bucket?logging"),
         ("DELETE", "/bucket?nonsense"),
         ("PUT", "/bucket/key?acl"),
         ("PUT", "/bucket/key?restore"),

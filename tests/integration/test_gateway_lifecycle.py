@@ -195,6 +195,98 @@ def test_buckets_have_tags(client: S3Client, bucket: str) -> None:
     assert code_of(client.get_bucket_tagging, Bucket="no-such") == ("NoSuchBucket", 404)
 
 
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [
+        ("bucket_policy", "NoSuchBucketPolicy"),
+        ("bucket_cors", "NoSuchCORSConfiguration"),
+        ("bucket_encryption", "ServerSideEncryptionConfigurationNotFoundError"),
+        ("bucket_website", "NoSuchWebsiteConfiguration"),
+        ("bucket_replication", "ReplicationConfigurationNotFoundError"),
+        ("object_lock_configuration", "ObjectLockConfigurationNotFoundError"),
+        ("public_access_block", "NoSuchPublicAccessBlockConfiguration"),
+        ("bucket_ownership_controls", "OwnershipControlsNotFoundError"),
+    ],
+)
+def test_what_was_never_set_is_told_in_s3s_words(
+    client: S3Client, bucket: str, setting: str, code: str
+) -> None:
+    get = getattr(client, f"get_{setting}")
+    assert code_of(get, Bucket=bucket) == (code, 404)
+    assert code_of(get, Bucket="no-such-bucket") == ("NoSuchBucket", 404)
+    if setting != "object_lock_configuration":
+        delete = getattr(client, f"delete_{setting}")
+        assert delete(Bucket=bucket)["ResponseMetadata"]["HTTPStatusCode"] == 204
+        assert code_of(delete, Bucket="no-such-bucket") == ("NoSuchBucket", 404)
+    client.head_bucket(Bucket=bucket)
+
+
+def test_defaults_are_told(client: S3Client, bucket: str) -> None:
+    assert client.get_bucket_policy_status(Bucket=bucket)["PolicyStatus"] == {"IsPublic": False}
+    assert client.get_bucket_request_payment(Bucket=bucket)["Payer"] == "BucketOwner"
+    assert "LoggingEnabled" not in client.get_bucket_logging(Bucket=bucket)
+    assert "Status" not in client.get_bucket_accelerate_configuration(Bucket=bucket)
+    notifications = client.get_bucket_notification_configuration(Bucket=bucket)
+    assert set(notifications) == {"ResponseMetadata"}
+
+
+def test_what_holds_whatever_it_says_is_kept(client: S3Client, bucket: str) -> None:
+    block = {
+        "BlockPublicAcls": True,
+        "IgnorePublicAcls": True,
+        "BlockPublicPolicy": True,
+        "RestrictPublicBuckets": False,
+    }
+    client.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=block)
+    got = client.get_public_access_block(Bucket=bucket)
+    assert got["PublicAccessBlockConfiguration"] == block
+    client.delete_public_access_block(Bucket=bucket)
+    missing = code_of(client.get_public_access_block, Bucket=bucket)
+    assert missing == ("NoSuchPublicAccessBlockConfiguration", 404)
+    controls = {"Rules": [{"ObjectOwnership": "ObjectWriter"}]}
+    client.put_bucket_ownership_controls(Bucket=bucket, OwnershipControls=controls)
+    got = client.get_bucket_ownership_controls(Bucket=bucket)
+    assert got["OwnershipControls"] == controls
+    client.create_bucket(Bucket=f"{bucket}-2", ObjectOwnership="BucketOwnerEnforced")
+    got = client.get_bucket_ownership_controls(Bucket=f"{bucket}-2")
+    assert got["OwnershipControls"]["Rules"] == [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    wrong = {"Rules": [{"ObjectOwnership": "Everybody"}]}
+    refused = code_of(client.put_bucket_ownership_controls, Bucket=bucket, OwnershipControls=wrong)
+    assert refused == ("MalformedXML", 400)
+
+
+def test_no_bucket_has_object_lock(client: S3Client, bucket: str) -> None:
+    client.put_object(Bucket=bucket, Key="k", Body=b"x")
+    named = {"Bucket": bucket, "Key": "k"}
+    held = {"LegalHold": {"Status": "ON"}}
+    assert code_of(client.put_object_legal_hold, **named, **held) == ("InvalidRequest", 400)
+    assert code_of(client.get_object_retention, **named) == ("InvalidRequest", 400)
+    missing = code_of(client.get_object_legal_hold, Bucket=bucket, Key="no")
+    assert missing == ("NoSuchKey", 404)
+    enabled = {"ObjectLockConfiguration": {"ObjectLockEnabled": "Enabled"}}
+    refused = code_of(client.put_object_lock_configuration, Bucket=bucket, **enabled)
+    assert refused == ("InvalidBucketState", 409)
+    assert client.get_object(**named)["Body"].read() == b"x"
+
+
+def test_the_list_that_everything_has_may_be_put_again(client: S3Client, bucket: str) -> None:
+    client.put_object(Bucket=bucket, Key="k", Body=b"x")
+    client.put_bucket_acl(Bucket=bucket, ACL="private")
+    client.put_object_acl(Bucket=bucket, Key="k", ACL="private")
+    acl = client.get_object_acl(Bucket=bucket, Key="k")
+    policy = {"Owner": acl["Owner"], "Grants": acl["Grants"]}
+    client.put_object_acl(Bucket=bucket, Key="k", AccessControlPolicy=policy)
+    anybody = {"Type": "Group", "URI": "http://acs.amazonaws.com/groups/global/AllUsers"}
+    wider = {**policy, "Grants": [*acl["Grants"], {"Grantee": anybody, "Permission": "READ"}]}
+    refused = code_of(client.put_object_acl, Bucket=bucket, Key="k", AccessControlPolicy=wider)
+    assert refused == ("NotImplemented", 501)
+    unknown = code_of(client.put_bucket_acl, Bucket=bucket, ACL="public-raed")
+    assert unknown == ("InvalidArgument", 400)
+    missing = code_of(client.put_object_acl, Bucket=bucket, Key="no", ACL="private")
+    assert missing == ("NoSuchKey", 404)
+    assert client.get_object(Bucket=bucket, Key="k")["Body"].read() == b"x"
+
+
 def test_everything_is_its_owners_alone(client: S3Client, bucket: str) -> None:
     client.put_object(Bucket=bucket, Key="k", Body=b"x")
     for acl in (

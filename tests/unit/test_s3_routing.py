@@ -80,7 +80,12 @@ def test_every_operation_of_s3_is_served_or_answered_not_implemented(name: str) 
     ]
     copies = ["x-amz-copy-source: /b/k"] if "CopySource" in required else []
     line = path.replace("{Bucket}", "b").replace("{Key+}", "k") + "?" + "&".join(items)
-    superseded = {"GetBucketLifecycle", "PutBucketLifecycle", "ListDirectoryBuckets"}
+    superseded = {
+        "GetBucketLifecycle",
+        "PutBucketLifecycle",
+        "GetBucketNotification",
+        "ListDirectoryBuckets",
+    }
     if name in superseded | {operation.value for operation in Operation}:
         found = ask(f"{model.http['method']} {line}", *copies).operation.value
         assert found == name or name in superseded
@@ -90,7 +95,7 @@ def test_every_operation_of_s3_is_served_or_answered_not_implemented(name: str) 
     assert refusal.value.code in ("NotImplemented", "MethodNotAllowed")
 
 
-@pytest.mark.parametrize("subresource", ["analytics", "metrics", "inventory", "policy", "acl"])
+@pytest.mark.parametrize("subresource", ["analytics", "metrics", "inventory", "logging", "acl"])
 def test_an_unserved_sub_resource_never_deletes_the_bucket(subresource: str) -> None:
     for query in (subresource, f"{subresource}&id=1", f"id=1&{subresource}="):
         with pytest.raises(S3Error) as refusal:
@@ -102,20 +107,48 @@ def test_an_unserved_sub_resource_never_deletes_the_bucket(subresource: str) -> 
     ("line", "operation"),
     [("GET /b?acl", Operation.GET_BUCKET_ACL), ("GET /b/k?acl", Operation.GET_OBJECT_ACL)],
 )
-def test_an_access_control_list_is_told_but_never_changed(line: str, operation: Operation) -> None:
+def test_an_access_control_list_is_told_and_is_nothing_else(
+    line: str, operation: Operation
+) -> None:
     assert ask(line).operation is operation
-    for method in ("PUT", "POST", "DELETE", "HEAD"):
+    for method in ("POST", "DELETE", "HEAD"):
         with pytest.raises(S3Error) as refusal:
             ask(line.replace("GET", method))
         assert refusal.value.code in ("NotImplemented", "MethodNotAllowed", "InvalidArgument")
 
 
-@pytest.mark.parametrize("subresource", ["restore", "retention", "legal-hold", "torrent"])
+@pytest.mark.parametrize("subresource", ["restore", "torrent"])
 @pytest.mark.parametrize("method", ["PUT", "POST", "GET", "DELETE", "HEAD"])
 def test_an_unserved_sub_resource_never_touches_the_object(method: str, subresource: str) -> None:
     with pytest.raises(S3Error) as refusal:
         ask(f"{method} /b/k?{subresource}")
     assert refusal.value.status in (400, 501)
+
+
+@pytest.mark.parametrize("subresource", ["acl", "retention", "legal-hold"])
+@pytest.mark.parametrize("method", ["PUT", "POST", "GET", "DELETE", "HEAD"])
+def test_a_sub_resource_is_never_the_object(method: str, subresource: str) -> None:
+    own = {"acl": "Acl", "retention": "Retention", "legal-hold": "LegalHold"}[subresource]
+    if method in ("GET", "PUT"):
+        found = ask(f"{method} /b/k?{subresource}").operation.value
+        assert found == f"{method.title()}Object{own}"
+        return
+    with pytest.raises(S3Error) as refusal:
+        ask(f"{method} /b/k?{subresource}")
+    assert refusal.value.status in (400, 501)
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        ("x-amz-acl: public-raed", "InvalidArgument"),
+        ("x-amz-object-ownership: me", "InvalidArgument"),
+    ],
+)
+def test_a_header_without_a_meaning_is_refused(header: str, code: str) -> None:
+    with pytest.raises(S3Error) as refusal:
+        ask("PUT /b", header)
+    assert refusal.value.code == code
 
 
 def test_unknown_parameters_are_refused() -> None:

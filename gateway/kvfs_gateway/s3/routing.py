@@ -45,6 +45,11 @@ _REFUSED_HEADERS = (
 that was asked for would be a lie."""
 _EVERYDAY_HEADERS = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-checksum-mode"})
 _CANNED_ACLS = frozenset({"private", "bucket-owner-full-control", "bucket-owner-read"})
+_UNSERVED_ACLS = frozenset(
+    {"public-read", "public-read-write", "authenticated-read", "aws-exec-read",
+     "log-delivery-write"}
+)  # fmt: skip
+OBJECT_OWNERSHIPS = frozenset({"BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"})
 
 
 class Scope(enum.Enum):
@@ -168,7 +173,11 @@ def _check_headers(head: Head) -> None:
         if name.startswith(_REFUSED_HEADERS):
             raise S3Error("NotImplemented", f"The header {name} is not served.")
         if name == "x-amz-acl" and value not in _CANNED_ACLS:
+            if value not in _UNSERVED_ACLS:
+                raise S3Error("InvalidArgument", "There is no such canned access control list.")
             raise S3Error("NotImplemented", "Access control lists other than private.")
+        if name == "x-amz-object-ownership" and value not in OBJECT_OWNERSHIPS:
+            raise S3Error("InvalidArgument", "Invalid x-amz-object-ownership header.")
         if name == "x-amz-bucket-object-lock-enabled" and value.lower() != "false":
             raise S3Error("NotImplemented", "Object lock is not served.")
         if name == "x-amz-security-token":

@@ -66,6 +66,13 @@ _ROOTS = {
     "GetObjectAcl": "AccessControlPolicy",
     "GetBucketLifecycleConfiguration": "LifecycleConfiguration",
     "GetBucketVersioning": "VersioningConfiguration",
+    "GetBucketPolicyStatus": "PolicyStatus",
+    "GetBucketLogging": "BucketLoggingStatus",
+    "GetBucketNotificationConfiguration": "NotificationConfiguration",
+    "GetBucketRequestPayment": "RequestPaymentConfiguration",
+    "GetBucketAccelerateConfiguration": "AccelerateConfiguration",
+    "GetPublicAccessBlock": "PublicAccessBlockConfiguration",
+    "GetBucketOwnershipControls": "OwnershipControls",
     "ListObjectVersions": "ListVersionsResult",
     "UploadPartCopy": "CopyPartResult",
 }
@@ -246,8 +253,10 @@ def _read_structure(shape: StructureShape, node: _Node) -> Mapping[str, Value]:
             raise S3Error("MalformedXML")
         else:
             result[name] = _read_member(member, child)
-    if any(name not in result for name in shape.required_members):
-        raise S3Error("MalformedXML")
+    members = shape.members
+    for name in shape.required_members:  # an attribute is not read: an element says the same
+        if name not in result and not members[name].serialization.get("xmlAttribute"):
+            raise S3Error("MalformedXML")
     return result
 
 

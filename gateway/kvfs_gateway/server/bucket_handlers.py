@@ -11,7 +11,7 @@ import binascii
 from collections.abc import Mapping
 
 from kvfs.errors import AlreadyExists
-from kvfs.model import Namespace
+from kvfs.model import AttributeChange, Namespace
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import render_iso_date
@@ -22,6 +22,8 @@ from kvfs_gateway.server.service import Call
 DEFAULT_REGION = "us-east-1"
 """S3 shows this one as an empty LocationConstraint."""
 MAX_BUCKETS = 10_000
+OWNERSHIP = "user.s3.ownership-controls"
+"""An extended attribute of a bucket's directory."""
 LONG_DOCUMENT = 32 * 1024
 """Parsing takes 0.1 ms a KiB of small elements; a Complete of 10,000 parts has 900 KiB."""
 
@@ -57,12 +59,24 @@ async def create_bucket(call: Call) -> Response:
     if wanted not in (None, "", DEFAULT_REGION, call.service.region):
         raise S3Error("InvalidArgument", "The specified location-constraint is not valid")
     try:
-        await call.service.write(call.service.store.create_namespace, name)
+        namespace = await call.service.write(call.service.store.create_namespace, name)
     except AlreadyExists:
         # S3 makes it again without complaint in its first region, and there only.
         if call.service.region != DEFAULT_REGION:
             raise S3Error("BucketAlreadyOwnedByYou") from None
+    else:
+        await _keep_ownership(call, namespace)
     return empty_response(200, [("Location", f"/{name.decode('ascii')}")])
+
+
+async def _keep_ownership(call: Call, namespace: Namespace) -> None:
+    """Keep what the client says of objects' owners, as PutBucketOwnershipControls would."""
+    ownership = call.head.headers.get("x-amz-object-ownership")
+    if ownership:
+        rules: list[xml.Value] = [{"ObjectOwnership": ownership}]
+        text = xml.render("GetBucketOwnershipControls", {"Rules": rules})
+        change = AttributeChange(set_attributes={OWNERSHIP: text})
+        await call.service.write(call.service.store.set_attributes, namespace.inode, change)
 
 
 async def head_bucket(call: Call) -> Response:
@@ -126,12 +140,6 @@ def render_acl(call: Call, operation: str) -> Response:
         "Permission": "FULL_CONTROL",
     }
     return xml_response(xml.render(operation, {"Owner": owner(call), "Grants": [grant]}))
-
-
-async def get_bucket_acl(call: Call) -> Response:
-    """Tell that the bucket is its owner's."""
-    require_bucket(call)
-    return render_acl(call, "GetBucketAcl")
 
 
 def owner(call: Call) -> dict[str, xml.Value]:

@@ -14,7 +14,7 @@ from kvfs.model import AttributeChange, Entry
 from kvfs_gateway.s3 import xml
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.http_dates import render_http_date
-from kvfs_gateway.server.bucket_handlers import read_document, render_acl, require_bucket
+from kvfs_gateway.server.bucket_handlers import read_document, require_bucket
 from kvfs_gateway.server.lifetimes import retagged_lifetime
 from kvfs_gateway.server.object_handlers import miss, part_list
 from kvfs_gateway.server.object_headers import (
@@ -139,12 +139,6 @@ async def _replace_bucket_tags(call: Call, wanted: dict[str, bytes]) -> None:
             continue
         return
     raise S3Error("ServiceUnavailable", "The bucket changes all the time.")
-
-
-async def get_object_acl(call: Call) -> Response:
-    """Tell that the object is its owner's."""
-    _require(call)
-    return render_acl(call, "GetObjectAcl")
 
 
 async def get_object_attributes(call: Call) -> Response:
