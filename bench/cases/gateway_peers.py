@@ -77,6 +77,26 @@ PEERS = (
         ],
     ),
     Peer(
+        "nanio",
+        "nanio",
+        lambda host, port, folder: [
+            *("serve", "--host", host, "--port", port, "--data-dir", str(folder)),
+            "--no-access-log",
+        ],
+    ),
+    Peer(
+        "localbucket",
+        "localbucket",
+        lambda host, port, folder: ["--host", host, "--port", port, str(folder)],
+    ),
+    Peer(
+        "local-s3-server",
+        "local-s3-server",
+        lambda host, port, folder: [
+            *("--hostname", host, "--port", port, "--root-dir", str(folder)),
+        ],
+    ),
+    Peer(
         "versitygw",
         "versitygw",
         lambda host, port, folder: [
@@ -113,6 +133,8 @@ def _running(context: Context, peer: Peer, program: str) -> Iterator[str]:
     environment = os.environ | {
         "MINIO_ROOT_USER": peer.access_key,
         "MINIO_ROOT_PASSWORD": peer.secret_key,
+        "NANIO_ACCESS_KEY": peer.access_key,
+        "NANIO_SECRET_KEY": peer.secret_key,
     }
     process = subprocess.Popen(
         [program, *peer.arguments(host, port, folder)],
