@@ -80,7 +80,7 @@ class ContentView:
         raise os_error(errno.ENOENT)
 
     def listed(self, row: DirectoryRow) -> EntryReply | None:
-        """Return a row of a listing with attributes; the caller confirms by `remember`."""
+        """Return a row of a listing with attributes; `remember` counts it once it is given."""
         if row.inode != BLOCK:
             return self._reply(row.inode)
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from kvfs.aio import BlockingCalls
@@ -482,7 +482,8 @@ class Operations:
         return directory.rows
 
     def readdir_entry(self, row: DirectoryRow) -> EntryReply | None:
-        """Return the row with attributes, None if it is gone; the caller confirms by `remember`."""
+        """Return the row with attributes, None if it is gone; whoever gives it to the kernel tells
+        (see `telling`)."""
         if is_view(row.inode):
             return self._view.listed(row)
         entry = self._state.store.stat_inode(row.inode)
@@ -495,12 +496,31 @@ class Operations:
             self._state.inodes.release(node)
             raise
 
-    def remember(self, nodeid: int) -> None:
-        """A row made by `readdir_entry` was given to the kernel."""
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[Callable[[int], None]]:
+        """Yield what counts a row's nodeid as told to the kernel, for one answer to a listing.
+
+        If the listing breaks off, the kernel is given an errno instead and will forget none of its
+        rows: they are uncounted here.
+        """
+        told: list[int] = []
+
+        def tell(nodeid: int) -> None:
+            self._remember(nodeid)
+            told.append(nodeid)
+
+        try:
+            yield tell
+        except BaseException:
+            for nodeid in told:
+                self.forget(nodeid, 1)
+            raise
+
+    def _remember(self, nodeid: int) -> None:
         if is_view(nodeid):
             self._view.remember(nodeid)
-            return
-        self._state.inodes.remember(self._state.inodes.get(nodeid))
+        else:
+            self._state.inodes.remember(self._state.inodes.get(nodeid))
 
     async def releasedir(self, number: int) -> None:
         self._directories.pop(number, None)

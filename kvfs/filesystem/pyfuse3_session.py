@@ -229,18 +229,19 @@ class Handlers:
         await _edge(self._list(fh, start_id, token))
 
     async def _list(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for row in self._operations.readdir(fh, start_id):
-            reply = self._operations.readdir_entry(row)
-            if reply is None:
-                continue
-            is_given = pyfuse3.readdir_reply(token, row.name, _entry(reply), row.next_offset)
-            # The kernel counts no lookup for the two dots (fs/fuse/readdir.c).
-            if is_given and row.name not in (b".", b".."):
-                self._operations.remember(reply.nodeid)
-            else:
-                self._operations.forget(reply.nodeid, 0)
-            if not is_given:
-                return
+        with self._operations.telling() as tell:
+            for row in self._operations.readdir(fh, start_id):
+                reply = self._operations.readdir_entry(row)
+                if reply is None:
+                    continue
+                is_given = pyfuse3.readdir_reply(token, row.name, _entry(reply), row.next_offset)
+                # The kernel counts no lookup for the two dots (fs/fuse/readdir.c).
+                if is_given and row.name not in (b".", b".."):
+                    tell(reply.nodeid)
+                else:
+                    self._operations.forget(reply.nodeid, 0)
+                if not is_given:
+                    return
 
     async def releasedir(self, fh: int) -> None:
         await _edge(self._operations.releasedir(fh))

@@ -500,21 +500,22 @@ class KernelSession:
     async def _readdirplus(self, request: Request) -> bytes:
         handle, offset, room = request.fields[:3]
         pieces = []
-        for row in self._operations.readdir(handle, offset):
-            kind = stat.S_IFMT(FILE_TYPES[row.kind]) >> 12
-            piece = wire.encode_dirent(row.inode, row.next_offset, kind, row.name)
-            room -= len(piece) + wire.ENTRY_BYTES
-            if room < 0:
-                break
-            if row.name in (b".", b".."):
-                pieces.append(bytes(wire.ENTRY_BYTES) + piece)  # nodeid 0: no lookup counted
-                continue
-            reply = self._operations.readdir_entry(row)
-            if reply is None:
-                room += len(piece) + wire.ENTRY_BYTES
-                continue
-            self._operations.remember(reply.nodeid)
-            pieces.append(_entry(reply) + piece)
+        with self._operations.telling() as tell:
+            for row in self._operations.readdir(handle, offset):
+                kind = stat.S_IFMT(FILE_TYPES[row.kind]) >> 12
+                piece = wire.encode_dirent(row.inode, row.next_offset, kind, row.name)
+                room -= len(piece) + wire.ENTRY_BYTES
+                if room < 0:
+                    break
+                if row.name in (b".", b".."):
+                    pieces.append(bytes(wire.ENTRY_BYTES) + piece)  # nodeid 0: no lookup counted
+                    continue
+                reply = self._operations.readdir_entry(row)
+                if reply is None:
+                    room += len(piece) + wire.ENTRY_BYTES
+                    continue
+                tell(reply.nodeid)
+                pieces.append(_entry(reply) + piece)
         return b"".join(pieces)
 
     async def _releasedir(self, request: Request) -> bytes:

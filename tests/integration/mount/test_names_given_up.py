@@ -12,10 +12,11 @@ import trio
 
 from kvfs.aio import BlockingCalls
 from kvfs.clock import ManualClock
+from kvfs.errors import StoreDamaged
 from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.processes import ProcProcesses
 from kvfs.filesystem.records import ROOT_NODEID, Caller
-from kvfs.model import ChildName
+from kvfs.model import ChildName, Entry
 from kvfs.open_store import init_store, open_store
 from kvfs.store.store import Store
 from tests.mount_fixture import CAPACITY
@@ -130,3 +131,33 @@ def test_what_a_create_is_about_to_open_outlives_that_others_forget_it(
     store.put(ChildName(ROOT_NODEID, name), b"bytes")
     trio.run(run)
     assert known(operations) == 0
+
+
+def test_a_listing_that_breaks_off_leaves_no_inode_behind(
+    store: Store, operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index error in the middle: the kernel gets an errno, and none of the rows before it."""
+    healthy, last = store.stat_inode, store.put(ChildName(ROOT_NODEID, b"z"), b"bytes").inode
+
+    def stat_inode(inode: int) -> Entry | None:
+        if inode == last:
+            raise StoreDamaged("the index cannot be read: a bad page")
+        return healthy(inode)
+
+    async def list_all() -> None:
+        handle = await operations.opendir(ROOT_NODEID)
+        with operations.telling() as tell:
+            for row in operations.readdir(handle, 2):
+                reply = operations.readdir_entry(row)
+                assert reply is not None
+                tell(reply.nodeid)
+
+    for number in range(3):
+        store.put(ChildName(ROOT_NODEID, b"%d" % number), b"%d" % number)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "stat_inode", stat_inode)
+        with pytest.raises(StoreDamaged):
+            trio.run(list_all)
+    assert known(operations) == 0
+    trio.run(list_all)
+    assert known(operations) == 4
