@@ -3,14 +3,15 @@
     PYTHONPATH=tests/engines .venv-engines/bin/python bench/lmcache_turns.py ROUNDS DIRECTORY ...
 
 Puts and gets chunks of Llama-3.1-8B (32 MiB) through the connector that LMCache makes for
-`fs://`, each round on every directory; prints seconds of storing and of retrieving as JSON.
-Owns no settings of LMCache: those are of tests/engines/lmcache_client.py.
+`fs://`, each chunk on every directory before the next one; prints seconds of storing and of
+retrieving as JSON. Owns no settings of LMCache: those are of tests/engines/lmcache_client.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import threading
 import time
@@ -43,30 +44,27 @@ class Client:
     def _wait(self, coroutine: Coroutine[Any, Any, object]) -> object:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_SECONDS)
 
-    def _keys(self, turn: int) -> list[CacheEngineKey]:
-        model = self._request.model
-        hashes = range(1000 * turn + 1, 1000 * turn + 1 + CHUNKS)
-        return [CacheEngineKey(model, 1, 0, each, torch.bfloat16) for each in hashes]
+    def _key(self, number: int) -> CacheEngineKey:
+        return CacheEngineKey(self._request.model, 1, 0, number + 1, torch.bfloat16)
 
-    def store_s(self, turn: int) -> float:
-        """Put CHUNKS new chunks; their bytes are new, too."""
-        chunks = [allocate(self._local, self._metadata, 100 * turn + n) for n in range(CHUNKS)]
+    def store_s(self, number: int) -> float:
+        """Put chunk `number`; its bytes are new, too."""
+        chunk = allocate(self._local, self._metadata, number)
         start = time.perf_counter()
-        for key, chunk in zip(self._keys(turn), chunks, strict=True):
-            self._wait(self._connector.put(key, chunk))
+        self._wait(self._connector.put(self._key(number), chunk))
         return time.perf_counter() - start
 
-    def retrieve_s(self, turn: int) -> float:
+    def retrieve_s(self, number: int) -> float:
         start = time.perf_counter()
-        for key in self._keys(turn):
-            found = self._wait(self._connector.get(key))
-            assert found is not None, "LMCache finds what it stored"
-            found.ref_count_down()
-        return time.perf_counter() - start
+        found = self._wait(self._connector.get(self._key(number)))
+        taken = time.perf_counter() - start
+        assert found is not None, "LMCache finds what it stored"
+        found.ref_count_down()
+        return taken
 
     @property
-    def turn_bytes(self) -> int:
-        return CHUNKS * self._request.chunk_bytes
+    def chunk_bytes(self) -> int:
+        return self._request.chunk_bytes
 
 
 def main(rounds: int, directories: list[str]) -> None:
@@ -77,13 +75,16 @@ def main(rounds: int, directories: list[str]) -> None:
         directory: {"store": [], "retrieve": []} for directory in directories
     }
     for turn in range(rounds):
-        order = directories if turn % 2 else directories[::-1]
-        for directory in order:
-            taken[directory]["store"].append(clients[directory].store_s(turn))
-        for directory in order:
-            taken[directory]["retrieve"].append(clients[directory].retrieve_s(turn))
-    turn_bytes = clients[directories[0]].turn_bytes
-    print("RESULT " + json.dumps({"bytes": turn_bytes, "seconds": taken}), flush=True)
+        numbers = range(turn * CHUNKS, (turn + 1) * CHUNKS)
+        for number in numbers:
+            for directory in directories if number % 2 else directories[::-1]:
+                taken[directory]["store"].append(clients[directory].store_s(number))
+        os.sync()  # what is still written back takes time from whoever reads meanwhile
+        for number in numbers:
+            for directory in directories if number % 2 else directories[::-1]:
+                taken[directory]["retrieve"].append(clients[directory].retrieve_s(number))
+    chunk_bytes = clients[directories[0]].chunk_bytes
+    print("RESULT " + json.dumps({"bytes": chunk_bytes, "seconds": taken}), flush=True)
 
 
 if __name__ == "__main__":
