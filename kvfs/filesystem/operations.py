@@ -400,7 +400,8 @@ class Operations:
             await self.files.make_mutable(node, value)
             return
         if key.startswith(xattrs.PREFIX):
-            await self._apply(node, xattrs.change_virtual(key, value))
+            entry = state.find_entry(node)
+            await self._apply(node, xattrs.change_virtual(key, value, entry))
             return
         exists = key in self._stored_xattrs(node)
         if flags & XATTR_CREATE and exists:
@@ -415,7 +416,8 @@ class Operations:
         node = state.inodes.get(nodeid)
         key = self._check_xattr(name)
         if key.startswith(xattrs.PREFIX):
-            await self._apply(node, xattrs.remove_virtual(key))
+            entry = state.find_entry(node)
+            await self._apply(node, xattrs.remove_virtual(key, entry))
             return
         if key not in self._stored_xattrs(node):
             raise os_error(errno.ENODATA)

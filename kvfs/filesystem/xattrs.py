@@ -1,7 +1,7 @@
 """Extended attributes of the mount: user.* as stored, user.kvfs.* computed.
 
-Owns the names and texts of the virtual attributes. Refuses to know the kernel and the store: an
-Entry goes in, values or an AttributeChange come out.
+Owns the names and texts of the virtual attributes. Refuses to know the kernel, and of the store
+all but two names: an Entry goes in, values or an AttributeChange come out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvfs.errors import InvalidArgument
-from kvfs.model import AttributeChange, Entry, Pin
+from kvfs.model import ROOT_INODE, AttributeChange, Entry, Pin
+from kvfs.store.reader import VERIFY_ATTRIBUTE
+from kvfs.store.recoder import COMPRESS_ATTRIBUTE
 
 PREFIX = "user.kvfs."
 ATIME = PREFIX + "atime"
@@ -22,10 +24,15 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 READ_ONLY = frozenset({"digest", "etag", "expires_at", "accessed_at", "mutable", "inode"})
 WRITABLE = frozenset({"ttl", "ttl_class", "sliding", "priority", "pin"})
+BUCKET_SETTINGS = {VERIFY_ATTRIBUTE: ("trust", "always"), COMPRESS_ATTRIBUTE: ("idle", "inline")}
+"""What a first directory may be told for all of its objects; without a word the first choice."""
 
 
 def read_virtual(entry: Entry, name: str) -> bytes | None:
     """Return the value of `user.kvfs.<...>`, None if there is no such attribute on this entry."""
+    if name in BUCKET_SETTINGS:
+        default = BUCKET_SETTINGS[name][0].encode()
+        return entry.attributes.get(name, default) if _is_bucket(entry) else None
     key = name.removeprefix(PREFIX)
     texts = {
         "digest": entry.digest.hex(),
@@ -53,7 +60,8 @@ def access_time_ns(attributes: Mapping[str, bytes]) -> int | None:
 def list_names(entry: Entry) -> list[str]:
     """Return the names to list: stored ones, and virtual ones that were set to something.
 
-    Read-only ones stay out, so that a copy with all attributes can write what it read.
+    Read-only ones and a bucket's stay out, so that a copy with all attributes can write what it
+    read, wherever that is.
     """
     names = sorted(stored_names(entry.attributes))
     if entry.ttl_s:
@@ -65,11 +73,11 @@ def list_names(entry: Entry) -> list[str]:
 
 def stored_names(attributes: Mapping[str, bytes]) -> list[str]:
     """Return the names among `attributes` that somebody else than this mount gave."""
-    return [name for name in attributes if name != ATIME]
+    return [name for name in attributes if name != ATIME and name not in BUCKET_SETTINGS]
 
 
-def change_virtual(name: str, value: bytes) -> AttributeChange:
-    """Return the change that setting `user.kvfs.<...>` means.
+def change_virtual(name: str, value: bytes, entry: Entry | None = None) -> AttributeChange:
+    """Return the change that setting `user.kvfs.<...>` means; entry: whose, None = not published.
 
     Raises: InvalidArgument with what is allowed; PermissionError for a read-only one.
     """
@@ -77,6 +85,8 @@ def change_virtual(name: str, value: bytes) -> AttributeChange:
     if key in READ_ONLY:
         raise PermissionError(1, f"{name} is computed and cannot be set")
     text = value.decode("utf-8", "replace").strip().strip("\0").lower()
+    if name in BUCKET_SETTINGS:
+        return _choose_for_bucket(name, text, entry)
     if key == "ttl":
         return AttributeChange(ttl_s=parse_duration(text))
     if key == "pin":
@@ -90,8 +100,10 @@ def change_virtual(name: str, value: bytes) -> AttributeChange:
     raise InvalidArgument(f"no attribute {name}: choose among {', '.join(sorted(WRITABLE))}")
 
 
-def remove_virtual(name: str) -> AttributeChange:
+def remove_virtual(name: str, entry: Entry | None = None) -> AttributeChange:
     """Return the change that removing `user.kvfs.<...>` means: back to its default."""
+    if name in BUCKET_SETTINGS:
+        return _choose_for_bucket(name, BUCKET_SETTINGS[name][0], entry)
     key = name.removeprefix(PREFIX)
     defaults = {
         "ttl": AttributeChange(ttl_s=0),
@@ -103,6 +115,21 @@ def remove_virtual(name: str) -> AttributeChange:
     if key not in defaults:
         raise PermissionError(1, f"{name} is computed and cannot be removed")
     return defaults[key]
+
+
+def _is_bucket(entry: Entry | None) -> bool:
+    if entry is None or not entry.is_directory:
+        return False
+    return entry.parent == ROOT_INODE != entry.inode
+
+
+def _choose_for_bucket(name: str, text: str, entry: Entry | None) -> AttributeChange:
+    if not _is_bucket(entry):
+        raise InvalidArgument(f"{name} is a bucket's: set it on the first directory")
+    if text not in BUCKET_SETTINGS[name]:
+        choices = " or ".join(BUCKET_SETTINGS[name])
+        raise InvalidArgument(f"{name} is {choices}, not {text[:40]!r}")
+    return AttributeChange(set_attributes={name: text.encode()})
 
 
 def parse_duration(text: str) -> int:

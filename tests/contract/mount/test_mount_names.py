@@ -249,3 +249,41 @@ def test_devices_and_pipes_are_refused(bucket: Path) -> None:
         os.mkfifo(bucket / "pipe")
     os.mknod(bucket / "plain")
     assert (bucket / "plain").stat().st_size == 0
+
+
+def test_a_bucket_is_told_by_attributes_to_compress_and_to_verify(
+    mounted: Mounted, bucket: Path
+) -> None:
+    compress, verify = "user.kvfs.compress", "user.kvfs.verify"
+    assert (os.getxattr(bucket, compress), os.getxattr(bucket, verify)) == (b"idle", b"trust")
+    os.setxattr(bucket, compress, b"inline")
+    os.setxattr(bucket, verify, b"always")
+    (bucket / "small").write_bytes(bytes(1 << 20))
+    assert (bucket / "small").stat().st_blocks * 512 < 1 << 19
+    with open_store(mounted.store, read_only=True) as store:
+        namespace = store.find_namespace(os.fsencode(bucket.name))
+    assert namespace is not None
+    assert namespace.attributes == {compress: b"inline", verify: b"always"}
+    assert os.getxattr(bucket, verify) == b"always"
+    assert os.listxattr(bucket) == [], "a copy with all attributes goes anywhere"
+    os.removexattr(bucket, compress)
+    assert os.getxattr(bucket, compress) == b"idle"
+    (bucket / "large").write_bytes(bytes(1 << 20) + b"other")
+    assert (bucket / "large").stat().st_blocks * 512 >= 1 << 20
+
+
+def test_what_is_told_to_a_bucket_is_refused_anywhere_else(mounted: Mounted, bucket: Path) -> None:
+    (bucket / "sub").mkdir()
+    (bucket / "f").write_bytes(b"x")
+    for name, value in (("user.kvfs.compress", b"inline"), ("user.kvfs.verify", b"always")):
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.setxattr(bucket, name, b"perhaps")
+        for path in (bucket / "sub", bucket / "f", mounted.root):
+            with pytest.raises(OSError, match="Invalid argument"):
+                os.setxattr(path, name, value)
+            with pytest.raises(OSError, match="Invalid argument"):
+                os.removexattr(path, name)
+            with pytest.raises(OSError, match="No data"):
+                os.getxattr(path, name)
+        with (bucket / "new").open("wb") as file, pytest.raises(OSError, match="Invalid argument"):
+            os.setxattr(file.fileno(), name, value)
