@@ -112,7 +112,7 @@ class OpenFiles:
             async with node.writing.lock:  # its bytes will be looked at
                 await self._state.writing.fill_copy(node.writing)
         if not wants_write(flags):
-            return await self._open_for_reading(node)
+            return await self._open_for_reading(node, caller)
         self._state.require_writable()
         if self._slabs.is_kept(node):
             return await self._open_kept(node, flags)
@@ -165,7 +165,7 @@ class OpenFiles:
             raise os_error(errno.EISDIR if entry.is_directory else errno.ELOOP)
         with state.inodes.held(entry.inode) as node:
             if not wants_write(flags):
-                opened = await self._open_for_reading(node)
+                opened = await self._open_for_reading(node, caller)
             elif self._slabs.is_kept(node):
                 opened = await self._open_kept(node, flags)
             elif self._is_shared(node):
@@ -231,7 +231,7 @@ class OpenFiles:
                 await self._state.writing.truncate(writing, 0)
             return self._opened(node, is_writer=wants_write(flags), writing=writing)
 
-    async def _open_for_reading(self, node: Node) -> OpenReply:
+    async def _open_for_reading(self, node: Node, caller: Caller) -> OpenReply:
         writing = node.writing
         if writing is not None and (
             writing.kept is not None
@@ -242,16 +242,23 @@ class OpenFiles:
             return self._opened(node, is_writer=False, writing=writing)
         reading = node.reading
         if reading is None or not reading.openers or reading.view.entry.inode != node.inode:
-            reading = await self._open_reading(node)
+            reading = await self._open_reading(node, caller)
             if reading.view.entry.is_mutable:
                 reading.close()
                 return await self._open_kept(node, os.O_RDONLY)
             node.reading = reading
+        self._state.pending.finish_overwrite(caller.thread)
         return self._opened(node, is_writer=False, reading=reading)
 
-    async def _open_reading(self, node: Node) -> SharedView:
+    async def _open_reading(self, node: Node, caller: Caller) -> SharedView:
         """Open a sealed file; decode a compressed one if the kernel can then read it."""
-        reading = SharedView(await self._open_view(node))
+        base = self._state.pending.take_base(caller.thread, node)
+        try:
+            reading = SharedView(base or await self._open_view(node))
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                self._state.pending.announce_reading(caller.thread, node.nodeid)
+            raise
         if reading.view.codec is Codec.RAW or not self._state.has_passthrough:
             return reading
         if self._decoded_bytes + reading.view.size > MAX_DECODED_BYTES:

@@ -38,6 +38,7 @@ from kvfs.filesystem.records import (
 )
 from kvfs.filesystem.slabs import Slabs
 from kvfs.model import AttributeChange, ChildName, DirectoryChild, Entry, Kind, PutOptions
+from kvfs.store.read_view import ReadView
 from kvfs.store.renames import RenameMode
 from kvfs.store.store import Store
 
@@ -115,6 +116,8 @@ class Operations:
             state.store.take_back_miss(place)
             return reply
         overwrite = state.pending.find_overwrite(caller.thread, place)
+        if overwrite is not None and overwrite.is_reading and entry.is_file:
+            return self._lookup_held(overwrite, place, entry)
         if overwrite is not None and entry.is_file:
             with state.inodes.held(entry.inode) as node:
                 return self._lookup_alias(overwrite, place, node, entry)
@@ -124,16 +127,16 @@ class Operations:
     def _lookup_absent(self, place: ChildName, caller: Caller) -> EntryReply:
         state = self._state
         writing = state.pending.own_hidden(place, caller.thread)
+        overwrite = state.pending.find_overwrite(caller.thread, place)
+        is_reading = overwrite is None or overwrite.is_reading
         if writing is not None:
             node = state.inodes.get(writing.nodeid)
-            overwrite = state.pending.find_overwrite(caller.thread, place)
-            if overwrite is not None:
+            if overwrite is not None and not is_reading:
                 return self._lookup_alias(overwrite, place, node, None)
             return state.reply(node, is_fleeting=True)
-        overwrite = state.pending.find_overwrite(caller.thread, place)
         if overwrite is not None and overwrite.alias is not None:
             return state.reply(overwrite.alias, is_fleeting=True)  # renamed away since the first
-        if overwrite is None and state.pending.has_credits(place):
+        if is_reading and state.pending.has_credits(place):
             group = state.processes.group_of(caller.thread)
             credit = state.pending.credit(place, group)
             if credit is not None:
@@ -155,7 +158,7 @@ class Operations:
         alias = overwrite.alias
         if alias is None:
             if entry is not None and not overwrite.is_emptying:
-                overwrite.base = self._state.store.open_trusted(entry.inode)
+                overwrite.base = self._hold(entry)
             looks = self._state.attributes(node, entry)
             alias = self._state.inodes.make_private(node.inode)
             alias.overwrites = place
@@ -164,6 +167,25 @@ class Operations:
             alias.shown = replace(looks, ino=alias.nodeid)
             overwrite.alias = alias
         return self._state.reply(alias, is_fleeting=True)
+
+    def _lookup_held(self, overwrite: Overwrite, place: ChildName, entry: Entry) -> EntryReply:
+        """Hold what a reader's second walk leads to: the name's file of this moment, until it is
+        opened. The kernel may ask twice; it is told the same."""
+        state = self._state
+        if overwrite.alias is None:
+            overwrite.base = self._hold(entry)
+            overwrite.alias = state.inodes.for_inode(entry.inode)
+            overwrite.alias.holds += 1
+            overwrite.place = place
+        same = entry if overwrite.alias.inode == entry.inode else None
+        return state.reply(overwrite.alias, same, is_fleeting=True)
+
+    def _hold(self, entry: Entry) -> ReadView | None:
+        """Open what a name just led to; None if it is gone by now, or must be hashed first."""
+        try:
+            return self._state.store.open_trusted(entry.inode)
+        except NotFound:
+            return None
 
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel drops `count` references to `nodeid`."""

@@ -3,9 +3,10 @@
 Owns three small tables of one mount and knows neither the store nor requests:
 - *writers*: which files being written will be published under a name;
 - *overwrites*: OPEN for writing of a published file answers ESTALE, the kernel walks the path
-  again,
-  and that thread's next lookup of the name gets an alias nodeid with a private file of its own. So
-  two writers of one name never share an inode, and readers of the old file keep it;
+  again, and that thread's next lookup of the name gets an alias nodeid with a private file of its
+  own. So two writers of one name never share an inode, and readers of the old file keep it. An OPEN
+  for reading that came too late walks again, too: what the name leads to then is held, for the
+  kernel does not walk a third time, however often twins replace it;
 - *credits*: twins that wrote one temporary name and both rename it: the second finds nothing. A
   publish that had a twin leaves a credit, which that process's lookup and rename of the then absent
   name may use. Never given without a twin, so a name that a stranger moved away stays absent.
@@ -27,6 +28,8 @@ from kvfs.model import ChildName
 from kvfs.store.read_view import ReadView
 
 LIFETIME_NS = 10 * 1_000_000_000
+READING_LIFETIME_NS = 1_000_000_000
+"""What is held hides from its thread what others did since: for a second at most."""
 MAX_OVERWRITES = 1024
 MAX_CREDITS = 4096
 
@@ -45,6 +48,9 @@ class Overwrite:
     alias: Node | None = None
     base: ReadView | None = None
     """The bytes that the alias begins with, held from the walk on: twins may replace them."""
+    is_reading: bool = False
+    """It was opened for reading and gone already: the alias is the very node of what the name leads
+    to now."""
 
 
 @dataclass(slots=True)
@@ -139,13 +145,27 @@ class PendingNames:
         known = self._overwrites.pop(thread, None)
         if known is not None:
             self._drop(known)
-            if known.nodeid == nodeid and known.alias is None and self._is_fresh(known.expires_ns):
+            is_same = known.nodeid == nodeid and known.alias is None and not known.is_reading
+            if is_same and self._is_fresh(known.expires_ns):
                 return False
         if not thread:
             return False
         self.expire()
         self._overwrites[thread] = Overwrite(nodeid, self._deadline(), is_emptying)
         return True
+
+    def announce_reading(self, thread: int, nodeid: int) -> None:
+        """Note that `thread` opened `nodeid` for reading when it was gone, and will walk again."""
+        self.finish_overwrite(thread)
+        if not thread:
+            return
+        self.expire()
+        expires_ns = self._clock.monotonic_ns() + READING_LIFETIME_NS
+        self._overwrites[thread] = Overwrite(nodeid, expires_ns, False, is_reading=True)
+
+    def is_walking(self, thread: int) -> bool:
+        """Whether `thread` announced an open that has not come yet."""
+        return thread in self._overwrites
 
     def find_overwrite(self, thread: int, place: ChildName) -> Overwrite | None:
         """Return what `thread` announced, if its walk may end at this file's name.

@@ -136,8 +136,8 @@ class QuickAnswers:
         self._images[node.nodeid] = entry, stored, packed
         return packed
 
-    def _open(self, unique: int, nodeid: int, _thread: int, body: memoryview) -> bytes | None:
-        if wants_write(wire.SIZES.unpack_from(body)[0]):
+    def _open(self, unique: int, nodeid: int, thread: int, body: memoryview) -> bytes | None:
+        if wants_write(wire.SIZES.unpack_from(body)[0]) or self._state.pending.is_walking(thread):
             return None
         opened = self._sealed.open(nodeid)
         if opened is None:

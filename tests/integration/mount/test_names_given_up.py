@@ -96,6 +96,61 @@ def test_the_file_that_a_name_led_to_is_not_kept_for_the_walk_to_its_alias(
     assert known(operations) == 0
 
 
+def test_a_reader_opens_a_whole_file_however_often_its_name_is_given_another(
+    store: Store, operations: Operations
+) -> None:
+    """The kernel walks a path twice, no more: what the second walk leads to is held."""
+
+    async def run() -> None:
+        first = await look_up(operations)
+        put(store, b"second")
+        with pytest.raises(OSError, match="Stale"):
+            await operations.files.open(first, os.O_RDONLY, CALLER)
+        operations.forget(first, 1)
+        second = await look_up(operations)
+        put(store, b"third")
+        operations.forget(second, 1)
+        assert await look_up(operations) == second, "one walk may ask twice"
+        put(store, b"fourth")
+        opened = await operations.files.open(second, os.O_RDONLY, CALLER)
+        assert await operations.contents.read(opened.handle, 0, 9) == b"second"
+        await operations.files.release(opened.handle)
+        operations.forget(second, 1)
+        assert known(operations) == 0
+        newest = await look_up(operations)
+        opened = await operations.files.open(newest, os.O_RDONLY, CALLER)
+        assert await operations.contents.read(opened.handle, 0, 9) == b"fourth"
+        await operations.files.release(opened.handle)
+        operations.forget(newest, 1)
+
+    put(store, b"first")
+    trio.run(run)
+    assert known(operations) == 0
+
+
+def test_what_is_held_for_a_reader_that_never_comes_is_given_up(
+    store: Store, clock: ManualClock, operations: Operations
+) -> None:
+    async def run() -> None:
+        first = await look_up(operations)
+        put(store, b"second")
+        with pytest.raises(OSError, match="Stale"):
+            await operations.files.open(first, os.O_RDONLY, CALLER)
+        operations.forget(first, 1)
+        second = await look_up(operations)
+        put(store, b"third")
+        clock.advance(1)
+        newest = await look_up(operations)
+        assert newest != second, "what others did is seen within a second"
+        for nodeid in (second, newest):
+            operations.forget(nodeid, 1)
+
+    put(store, b"first")
+    trio.run(run)
+    operations.state.pending.expire()
+    assert known(operations) == 0
+
+
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_RDONLY])
 def test_a_create_that_finds_the_name_taken_leaves_only_what_it_opened(
     store: Store, operations: Operations, flags: int

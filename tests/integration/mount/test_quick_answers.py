@@ -232,3 +232,17 @@ def test_an_overwriting_thread_is_led_to_its_alias(mounting: Mounting) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
         trio.run(mounting.operations.files.open, block, os.O_WRONLY | os.O_TRUNC, ME)
     assert mounting.ask(Opcode.LOOKUP, mounting.folder, b"block\0") is None
+
+
+def test_a_reader_that_came_too_late_walks_the_long_way(mounting: Mounting) -> None:
+    store, place = mounting.operations.state.store, ChildName(mounting.folder, b"block")
+    block = trio.run(mounting.operations.lookup, mounting.folder, b"block", ME).nodeid
+    store.put(place, b"another")
+    with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+        trio.run(mounting.operations.files.open, block, os.O_RDONLY, ME)
+    assert mounting.ask(Opcode.LOOKUP, mounting.folder, b"block\0") is None
+    held = trio.run(mounting.operations.lookup, mounting.folder, b"block", ME).nodeid
+    assert mounting.ask(Opcode.OPEN, held, bytes(8)) is None
+    opened = trio.run(mounting.operations.files.open, held, os.O_RDONLY, ME)
+    assert mounting.ask(Opcode.LOOKUP, mounting.folder, b"block\0") is not None
+    trio.run(mounting.operations.files.release, opened.handle)
