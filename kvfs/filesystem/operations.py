@@ -1,8 +1,9 @@
 """Every operation of the mount, once: plain async methods on plain records.
 
-Owns names, directories and attributes; opening and closing are in open_files.py, data in
-file_contents.py. Refuses to know pyfuse3 and the kernel's messages: a test calls these methods
-without a mount. They raise KvfsError and OSError; edge.py turns both into an errno.
+Owns names and attributes; opening and closing are in open_files.py, data in file_contents.py,
+directories being listed in listings.py. Refuses to know pyfuse3 and the kernel's messages: a test
+calls these methods without a mount. They raise KvfsError and OSError; edge.py turns both into an
+errno.
 Must hold: between two awaits nothing else runs, so a table is read and changed without one between.
 """
 
@@ -11,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from kvfs.aio import BlockingCalls
 from kvfs.clock import Clock
@@ -21,6 +22,7 @@ from kvfs.filesystem import content_view, xattrs
 from kvfs.filesystem.content_view import ContentView, is_view
 from kvfs.filesystem.file_contents import FileContents
 from kvfs.filesystem.inodes import Node
+from kvfs.filesystem.listings import Listings
 from kvfs.filesystem.mount_state import MountState, os_error
 from kvfs.filesystem.open_files import OpenFiles, check_name
 from kvfs.filesystem.pending_names import Credit, Overwrite
@@ -31,40 +33,20 @@ from kvfs.filesystem.records import (
     AttributeRequest,
     Attributes,
     Caller,
-    DirectoryRow,
     EntryReply,
     OpenReply,
     SpaceReport,
 )
 from kvfs.filesystem.slabs import Slabs
-from kvfs.model import AttributeChange, ChildName, DirectoryChild, Entry, Kind, PutOptions
+from kvfs.model import AttributeChange, ChildName, Entry, Kind, PutOptions
 from kvfs.store.read_view import ReadView
 from kvfs.store.renames import RenameMode
 from kvfs.store.store import Store
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
-LISTING_PAGE = 1000
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
-DOTS = 2
-"""Offsets 1 and 2 of a listing are behind `.` and `..`."""
-
-
-@dataclass(slots=True)
-class OpenDirectory:
-    """A directory being listed.
-
-    Offsets count rows. The page in hand is kept, so that they stay true while names come and go; of
-    earlier pages only the beginning, so that seekdir can go back.
-    """
-
-    inode: int
-    parent: int
-    cursors: list[bytes] = field(default_factory=lambda: [b""])
-    """cursors[p] is what `after` must be to read page p: one for every thousand rows."""
-    page: int = -1
-    rows: list[DirectoryChild] = field(default_factory=list)
 
 
 class Operations:
@@ -80,12 +62,11 @@ class Operations:
         is_read_only: bool = False,
     ) -> None:
         self._state = MountState.build(store, clock, processes, calls, is_read_only=is_read_only)
-        self._directories: dict[int, OpenDirectory] = {}
-        self._next_directory = 1
         self._view = ContentView(store, self._gauges)
         self.slabs = Slabs(self._state)
         self.files = OpenFiles(self._state, self._view, self.slabs)
         self.contents = FileContents(self._state, self.slabs)
+        self.listings = Listings(self._state, self._view)
 
     @property
     def state(self) -> MountState:
@@ -97,7 +78,7 @@ class Operations:
         return {
             "kvfs_mount_inodes": len(self._state.inodes),
             "kvfs_mount_open_files": len(self._state.handles),
-            "kvfs_mount_open_directories": len(self._directories),
+            "kvfs_mount_open_directories": len(self.listings),
         }
 
     # -- names
@@ -456,104 +437,6 @@ class Operations:
         if node.writing is not None and node.writing.is_hidden:
             return dict(node.writing.options.attributes)
         return dict(self._state.entry(node).attributes)
-
-    # -- directories
-
-    async def opendir(self, nodeid: int) -> int:
-        """Open a directory for listing and return its handle."""
-        opened = OpenDirectory(nodeid, nodeid)
-        if not is_view(nodeid):
-            node = self._state.inodes.get(nodeid)
-            entry = self._state.entry(node)
-            if not entry.is_directory:
-                raise os_error(errno.ENOTDIR)
-            opened = OpenDirectory(node.inode, entry.parent or node.inode)
-        number = self._next_directory
-        self._next_directory += 1
-        self._directories[number] = opened
-        return number
-
-    def readdir(self, number: int, offset: int) -> Iterator[DirectoryRow]:
-        """Yield rows from `offset` on in byte order, each page read when it is reached."""
-        directory = self._directory(number)
-        if is_view(directory.inode):
-            yield from self._view.rows(directory.inode, offset)
-            return
-        if offset < 1:
-            directory.page = -1  # rewinddir asks for what is there now
-            yield DirectoryRow(b".", directory.inode, Kind.DIRECTORY, 1)
-        if offset < DOTS:
-            yield DirectoryRow(b"..", directory.parent, Kind.DIRECTORY, DOTS)
-        page, skip = divmod(max(0, offset - DOTS), LISTING_PAGE)
-        while page < len(directory.cursors):
-            base = DOTS + page * LISTING_PAGE + 1
-            rows = self._page(directory, page)
-            for position in range(skip, len(rows)):
-                row = rows[position]
-                yield DirectoryRow(row.name, row.inode, row.kind, base + position)
-            page, skip = page + 1, 0
-
-    def _page(self, directory: OpenDirectory, page: int) -> list[DirectoryChild]:
-        """Return the rows of page `page`: those in hand, or read anew."""
-        if directory.page != page:
-            directory.rows = self._state.store.read_directory(
-                directory.inode, after=directory.cursors[page], limit=LISTING_PAGE
-            )
-            directory.page = page
-            del directory.cursors[page + 1 :]
-            if len(directory.rows) == LISTING_PAGE:
-                directory.cursors.append(directory.rows[-1].cursor)
-        return directory.rows
-
-    def readdir_entry(self, row: DirectoryRow) -> EntryReply | None:
-        """Return the row with attributes, None if it is gone; whoever gives it to the kernel tells
-        (see `telling`)."""
-        if is_view(row.inode):
-            return self._view.listed(row)
-        entry = self._state.store.stat_inode(row.inode)
-        if entry is None:
-            return None
-        node = self._state.inodes.for_inode(entry.inode)
-        try:
-            return EntryReply(node.nodeid, self._state.attributes(node, entry))
-        except BaseException:
-            self._state.inodes.release(node)
-            raise
-
-    @contextlib.contextmanager
-    def telling(self) -> Iterator[Callable[[int], None]]:
-        """Yield what counts a row's nodeid as told to the kernel, for one answer to a listing.
-
-        If the listing breaks off, the kernel is given an errno instead and will forget none of its
-        rows: they are uncounted here.
-        """
-        told: list[int] = []
-
-        def tell(nodeid: int) -> None:
-            self._remember(nodeid)
-            told.append(nodeid)
-
-        try:
-            yield tell
-        except BaseException:
-            for nodeid in told:
-                self.forget(nodeid, 1)
-            raise
-
-    def _remember(self, nodeid: int) -> None:
-        if is_view(nodeid):
-            self._view.remember(nodeid)
-        else:
-            self._state.inodes.remember(self._state.inodes.get(nodeid))
-
-    async def releasedir(self, number: int) -> None:
-        self._directories.pop(number, None)
-
-    def _directory(self, number: int) -> OpenDirectory:
-        directory = self._directories.get(number)
-        if directory is None:
-            raise os_error(errno.EBADF)
-        return directory
 
     # -- the whole
 

@@ -223,15 +223,15 @@ class Handlers:
     # -- directories
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return await _edge(self._operations.opendir(inode))
+        return await _edge(self._operations.listings.opendir(inode))
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         await _edge(self._list(fh, start_id, token))
 
     async def _list(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        with self._operations.telling() as tell:
-            for row in self._operations.readdir(fh, start_id):
-                reply = self._operations.readdir_entry(row)
+        with self._operations.listings.telling() as tell:
+            for row in self._operations.listings.readdir(fh, start_id):
+                reply = self._operations.listings.readdir_entry(row)
                 if reply is None:
                     continue
                 is_given = pyfuse3.readdir_reply(token, row.name, _entry(reply), row.next_offset)
@@ -244,7 +244,7 @@ class Handlers:
                     return
 
     async def releasedir(self, fh: int) -> None:
-        await _edge(self._operations.releasedir(fh))
+        await _edge(self._operations.listings.releasedir(fh))
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """A name is as durable as the store's durability level makes it when it is published."""

@@ -94,9 +94,9 @@ class Client:
         return content
 
     async def names(self) -> list[bytes]:
-        number = await self._operations.opendir(self._folder)
-        rows = [row.name for row in self._operations.readdir(number, 0)]
-        await self._operations.releasedir(number)
+        number = await self._operations.listings.opendir(self._folder)
+        rows = [row.name for row in self._operations.listings.readdir(number, 0)]
+        await self._operations.listings.releasedir(number)
         return sorted(name for name in rows if name not in (b".", b".."))
 
 

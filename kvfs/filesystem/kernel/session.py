@@ -483,12 +483,14 @@ class KernelSession:
 
     async def _opendir(self, request: Request) -> bytes:
         # Never ENOSYS: the kernel would then cache listings, and miss published files.
-        return wire.encode_open(await self._operations.opendir(request.nodeid), OpenFlag(0))
+        return wire.encode_open(
+            await self._operations.listings.opendir(request.nodeid), OpenFlag(0)
+        )
 
     async def _readdir(self, request: Request) -> bytes:
         handle, offset, room = request.fields[:3]
         pieces = []
-        for row in self._operations.readdir(handle, offset):
+        for row in self._operations.listings.readdir(handle, offset):
             kind = stat.S_IFMT(FILE_TYPES[row.kind]) >> 12
             piece = wire.encode_dirent(row.inode, row.next_offset, kind, row.name)
             room -= len(piece)
@@ -500,8 +502,8 @@ class KernelSession:
     async def _readdirplus(self, request: Request) -> bytes:
         handle, offset, room = request.fields[:3]
         pieces = []
-        with self._operations.telling() as tell:
-            for row in self._operations.readdir(handle, offset):
+        with self._operations.listings.telling() as tell:
+            for row in self._operations.listings.readdir(handle, offset):
                 kind = stat.S_IFMT(FILE_TYPES[row.kind]) >> 12
                 piece = wire.encode_dirent(row.inode, row.next_offset, kind, row.name)
                 room -= len(piece) + wire.ENTRY_BYTES
@@ -510,7 +512,7 @@ class KernelSession:
                 if row.name in (b".", b".."):
                     pieces.append(bytes(wire.ENTRY_BYTES) + piece)  # nodeid 0: no lookup counted
                     continue
-                reply = self._operations.readdir_entry(row)
+                reply = self._operations.listings.readdir_entry(row)
                 if reply is None:
                     room += len(piece) + wire.ENTRY_BYTES
                     continue
@@ -519,7 +521,7 @@ class KernelSession:
         return b"".join(pieces)
 
     async def _releasedir(self, request: Request) -> bytes:
-        await self._operations.releasedir(request.fields[0])
+        await self._operations.listings.releasedir(request.fields[0])
         return b""
 
 

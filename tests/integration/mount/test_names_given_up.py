@@ -200,10 +200,10 @@ def test_a_listing_that_breaks_off_leaves_no_inode_behind(
         return healthy(inode)
 
     async def list_all() -> None:
-        handle = await operations.opendir(ROOT_NODEID)
-        with operations.telling() as tell:
-            for row in operations.readdir(handle, 2):
-                reply = operations.readdir_entry(row)
+        handle = await operations.listings.opendir(ROOT_NODEID)
+        with operations.listings.telling() as tell:
+            for row in operations.listings.readdir(handle, 2):
+                reply = operations.listings.readdir_entry(row)
                 assert reply is not None
                 tell(reply.nodeid)
 
