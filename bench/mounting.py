@@ -61,7 +61,7 @@ def mounted(
     mount_store(store, root, transport=transport)
     try:
         [mark] = (store / "run").glob("mount-*")
-        made = Mounted(store, root, int(mark.read_text()))
+        made = Mounted(store, root, int(mark.read_text().split()[0]))
         made.folder.mkdir(exist_ok=True)
         yield made
     finally:

@@ -56,7 +56,7 @@ class Mounted:
     def daemon_pid(self) -> int:
         """The process that serves this mount, as it says in the store."""
         for mark in (self.store / "run").glob("mount-*"):
-            return int(mark.read_text())
+            return int(mark.read_text().split()[0])
         raise AssertionError("no mount process has left its mark in the store")
 
     def log(self) -> str:

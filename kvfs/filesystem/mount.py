@@ -11,7 +11,6 @@ nothing in it resolves a path below the mount point, which would wait for itself
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import logging
 import logging.handlers
@@ -22,7 +21,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -38,6 +36,7 @@ from kvfs.filesystem import mount_points, pyfuse3_session
 from kvfs.filesystem.kernel.session import KernelSession
 from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.processes import ProcProcesses
+from kvfs.filesystem.running_mark import RunningMark, find_daemon
 from kvfs.format import read_format
 from kvfs.open_store import open_store
 from kvfs.store.store import Store
@@ -114,7 +113,7 @@ def unmount(mountpoint: str | os.PathLike[str]) -> None:
         raise NotFound(
             f"{path} is not a kvfs mount: findmnt -t {mount_points.FILESYSTEM} lists them"
         )
-    daemon = _find_daemon(Path(mount.source), path)
+    daemon = find_daemon(Path(mount.source), path)
     try:
         if mount_points.is_answering(path):
             mount_points.unmount_now(path)
@@ -134,54 +133,19 @@ def serve_mount(options: MountOptions, announce: Callable[[str], None]) -> None:
     root = Path(options.store)
     read_format(root)  # before anything is put into what may be no store
     with (
-        RunningMark(_mark_path(root, options.mountpoint)),
+        RunningMark(root, options.mountpoint) as mark,
         open_store(root, read_only=options.is_read_only, background=True) as store,
     ):
+
+        def tell(transport: str) -> None:
+            mark.note_transport(transport)
+            announce(transport)
+
         try:
-            trio.run(_serve, store, options, announce)
+            trio.run(_serve, store, options, tell)
         except BaseExceptionGroup as group:
             # The nursery's wrapping says nothing to a caller who waits for one sentence.
             raise _first_known(group) from group
-
-
-class RunningMark:
-    """A locked file in the store: a daemon serves this mount point. Unlocked = it is gone."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
-
-    def __enter__(self) -> RunningMark:
-        try:
-            self._path.parent.mkdir(exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, f"{os.getpid()}\n".encode())
-        except BlockingIOError:
-            raise errors.AlreadyExists(
-                "another kvfs mount process still serves this mount point: wait for it to end"
-            ) from None
-        except OSError as error:
-            log.info("mount_mark_absent error=%s", error.strerror)  # a store on read-only media
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-
-
-def _mark_path(store: Path, mountpoint: str) -> Path:
-    return store / "run" / f"mount-{sha256(os.fsencode(mountpoint)).hexdigest()[:16]}"
-
-
-def _find_daemon(store: Path, mountpoint: str) -> int | None:
-    """Return a pidfd of the daemon that serves `mountpoint`, None if it has ended."""
-    try:
-        return os.pidfd_open(int(_mark_path(store, mountpoint).read_text()))
-    except (OSError, ValueError):
-        return None  # or the store is not this user's
 
 
 def _await_daemon(daemon: int | None, mountpoint: str) -> None:

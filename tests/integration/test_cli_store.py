@@ -130,7 +130,7 @@ def test_status_counts_names_and_blocks(store: Path) -> None:
         succeed(["put", "-", f"kv/{name}", "--store", store], bytes(8192))
     state = json.loads(succeed(["status", "--store", store, "--json"]))
     assert (state["objects"], state["blocks"], state["resident_bytes"]) == (2, 1, 8192)
-    assert len(succeed(["status", "--store", store]).splitlines()) == 5
+    assert len(succeed(["status", "--store", store]).splitlines()) == 6
     assert len(succeed(["status", "-x", "--store", store]).splitlines()) == 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from kvfs.filesystem.running_mark import served_mounts
 from kvfs.model import Durability, StoreUsage
 from kvfs_tools.command_store import chosen_store, json_option, open_command_store, store_option
 from kvfs_tools.exit_codes import ExitCode
@@ -41,13 +42,13 @@ def status(only_trouble: bool, store_path: Path | None, is_json: bool) -> ExitCo
     path = chosen_store(store_path)
     with open_command_store(path, read_only=True) as store:
         usage, durability = store.usage(), store.durability
-    health = health_of(usage)
+    health, mounts = health_of(usage), served_mounts(path)
     if is_json:
-        click.echo(json.dumps(_record(path, usage, durability, health)))
+        click.echo(json.dumps(_record(path, usage, durability, health) | {"mounts": mounts}))
     elif only_trouble and health.state == "OK":
         click.echo(f"{path} is healthy.")
     else:
-        click.echo(_text(path, usage, durability, health))
+        click.echo(_text(path, usage, durability, health, mounts))
     return ExitCode.OK if health.state == "OK" else ExitCode.WARNINGS
 
 
@@ -72,10 +73,13 @@ def _record(
     }
 
 
-def _text(path: Path, usage: StoreUsage, durability: Durability, health: Health) -> str:
+def _text(
+    path: Path, usage: StoreUsage, durability: Durability, health: Health, mounts: dict[str, str]
+) -> str:
     used = usage.resident_bytes + usage.reserved_bytes
     share = 100 * used / usage.capacity_bytes if usage.capacity_bytes else 0.0
     saved = usage.logical_bytes / usage.resident_bytes if usage.resident_bytes else 1.0
+    places = [f"{place} ({transport})" for place, transport in mounts.items()]
     return "\n".join(
         [
             f"store    {path} ({durability.value})",
@@ -84,5 +88,6 @@ def _text(path: Path, usage: StoreUsage, durability: Durability, health: Health)
             f"space    {render_size(used)} of {render_size(usage.capacity_bytes)} ({share:.0f} %)",
             f"objects  {usage.object_count} in {usage.block_count} blocks, "
             f"{render_size(usage.logical_bytes)} named ({saved:.2f}x what is stored)",
+            f"mounts   {', '.join(places) or 'none'}",
         ]
     )

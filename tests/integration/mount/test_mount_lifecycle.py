@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 from kvfs import errors
 from kvfs.filesystem import mount_points
 from kvfs.filesystem.mount import mount_store, unmount
+from kvfs.filesystem.running_mark import served_mounts
 from kvfs.open_store import init_store
+from kvfs_tools.cli import run
 from tests.mount_fixture import (
     CAPACITY,
     Mounted,
@@ -95,6 +98,35 @@ def test_after_kill_9_the_next_mount_recovers_and_nothing_half_written_appears(
         mount_store(mounted.store, mounted.root, transport=transport)
         assert os.listdir(bucket) == ["whole"]
         assert (bucket / "whole").read_bytes() == b"w" * 100_000
+
+
+def test_status_and_log_say_which_transport_serves(
+    transport: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mounted_store(transport) as mounted:
+        assert served_mounts(mounted.store) == {str(mounted.root): transport}
+        assert run(["status", "--store", str(mounted.store)]) == 0
+        assert f"mounts   {mounted.root} ({transport})" in capsys.readouterr().out.splitlines()
+        assert f"transport={transport}" in mounted.log()
+        os.kill(mounted.daemon_pid(), signal.SIGKILL)
+        wait_until(lambda: served_mounts(mounted.store) == {str(mounted.root): "dead"})
+        unmount(mounted.root)
+        assert run(["status", "--store", str(mounted.store), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["mounts"] == {}
+
+
+def test_auto_takes_the_fastest_transport_that_can_run() -> None:
+    with mounted_store("auto") as mounted:
+        assert served_mounts(mounted.store) == {str(mounted.root): transports()[-1]}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set it")
+def test_the_kernel_reads_ahead_in_its_largest_requests(transport: str) -> None:
+    with mounted_store(transport) as mounted:
+        found = mount_points.find_mount(str(mounted.root))
+        assert found is not None
+        read_ahead = Path(f"/sys/class/bdi/{found.device}/read_ahead_kb")
+        wait_until(lambda: int(read_ahead.read_text()) == mount_points.READ_AHEAD_KB)
 
 
 def test_umount_removes_a_dead_mount(transport: str) -> None:
