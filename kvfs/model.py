@@ -180,6 +180,11 @@ class WriteCondition:
     """S3 `x-amz-if-match-size`, on deletes."""
     mtime_s: int | None = None
     """S3 `x-amz-if-match-last-modified-time`, on deletes; in whole seconds, as clients see it."""
+    inode: int | None = None
+    """The mount: the name still means this file."""
+
+
+NO_CONDITION = WriteCondition()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,7 @@ class PutOptions:
     ttl_class: int = 0
     priority: int = 100
     pin: Pin = Pin.NONE
-    condition: WriteCondition = WriteCondition()
+    condition: WriteCondition = NO_CONDITION
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,17 @@ from kvfs.filesystem.whole_copies import (
     fill,
     is_untouched,
 )
-from kvfs.model import NO_DIGEST, ChildName, Codec, Digest, Entry, NamespaceId, PutOptions
+from kvfs.model import (
+    NO_CONDITION,
+    NO_DIGEST,
+    ChildName,
+    Codec,
+    Digest,
+    Entry,
+    NamespaceId,
+    PutOptions,
+    WriteCondition,
+)
 from kvfs.store.mutable_files import MutableFile
 from kvfs.store.read_view import ReadView
 from kvfs.store.staging import Staging
@@ -396,10 +406,13 @@ class Writing:
             elif writing.staging is not None:
                 await self._in_thread(os.fdatasync, writing.staging.fd)
 
-    async def publish(self, writing: WritingFile) -> Entry | None:
+    async def publish(
+        self, writing: WritingFile, condition: WriteCondition = NO_CONDITION
+    ) -> Entry | None:
         """Make the file visible under its name; None if it has none. Caller holds `writing.lock`.
 
-        Whatever fails, nothing becomes visible and the file is finished.
+        Whatever fails, nothing becomes visible and the file is finished; what was sealed of it
+        before is withdrawn if its bytes are no longer its own (I3).
         """
         if writing.place is None or (writing.staging is None and writing.direct < 0):
             return None
@@ -407,7 +420,7 @@ class Writing:
             writing.staging = await self._copy_direct(writing)
         staging, former = writing.staging, writing.sealed_digest
         found = os.fstat(writing.direct if writing.direct >= 0 else staging.fd)
-        options = writing.options
+        options = replace(writing.options, condition=condition)
         if not options.mtime_ns:
             options = replace(options, mtime_ns=found.st_mtime_ns)
         writing.sealing, writing.staging = found, None
@@ -416,6 +429,8 @@ class Writing:
         except (KvfsError, OSError) as error:
             writing.failure = writing.failure or errno_of(error)
             await self.discard(writing)
+            if former:
+                await self._in_thread(self._store.recheck, writing.namespace_id, former)
             raise
         finally:
             writing.sealing = None

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 
-from kvfs.errors import AlreadyExists, KvfsError, NotFound
+from kvfs.errors import AlreadyExists, KvfsError, NotFound, PreconditionFailed
 from kvfs.filesystem.content_view import ContentView, is_view
 from kvfs.filesystem.handles import Handle, SharedView, WritingFile
 from kvfs.filesystem.inodes import Node
@@ -25,6 +25,7 @@ from kvfs.filesystem.slabs import Slabs
 from kvfs.model import (
     CONTENT_ATTRIBUTES,
     MAX_MOUNT_NAME_LENGTH,
+    NO_CONDITION,
     ChildName,
     Codec,
     Entry,
@@ -584,9 +585,17 @@ class OpenFiles:
             self._state.inodes.unpair(node)
 
     async def _publish_late(self, node: Node, writing: WritingFile) -> None:
-        """Publish at RELEASE: nobody is left to be told of an error."""
+        """Publish at RELEASE: nobody is left to be told of an error.
+
+        What a close published already is sealed again only where its name still means it: what was
+        done to the name since is newer.
+        """
+        is_again = writing.published_ns and not writing.is_shared
+        condition = WriteCondition(inode=writing.inode) if is_again else NO_CONDITION
         try:
-            await self._publish(node, writing)
+            await self._publish(node, writing, condition)
+        except (NotFound, PreconditionFailed) as error:
+            log.info("mount_late_change_dropped name=%s error=%s", writing.place, error)
         except (KvfsError, OSError) as error:
             log.error("mount_publish_failed name=%s error=%s", writing.place, error)
 
@@ -597,7 +606,9 @@ class OpenFiles:
             self._state.processes, writing.creator, caller.thread, node.ino, writing.size()
         )
 
-    async def _publish(self, node: Node, writing: WritingFile) -> None:
+    async def _publish(
+        self, node: Node, writing: WritingFile, condition: WriteCondition = NO_CONDITION
+    ) -> None:
         state = self._state
         if not writing.is_hidden and not writing.is_shared:
             self._follow_rename(writing)
@@ -605,7 +616,7 @@ class OpenFiles:
             if self._slabs.is_slab(writing):
                 await self._slabs.keep(node, writing)
                 return
-            entry = await state.writing.publish(writing)
+            entry = await state.writing.publish(writing, condition)
         except (KvfsError, OSError):
             if writing.is_discarded:  # its name leads nowhere from now on, whoever has it open
                 state.pending.remove_writer(writing)

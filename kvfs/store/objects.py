@@ -31,6 +31,7 @@ from kvfs.index.schema import (
     split_key,
 )
 from kvfs.model import (
+    NO_CONDITION,
     ROOT_INODE,
     ChildName,
     Digest,
@@ -118,7 +119,7 @@ def check_condition(
     txn: ReadTransaction, target: Target, condition: WriteCondition, now_s: int
 ) -> None:
     """Raise AlreadyExists, NotFound or PreconditionFailed unless `condition` holds."""
-    if condition == WriteCondition():
+    if condition == NO_CONDITION:
         return
     row = txn.inode(target.present[0]) if target.present else None
     if row is not None and is_expired(row, now_s):
@@ -127,9 +128,12 @@ def check_condition(
     if condition.must_be_absent and row is not None:
         raise AlreadyExists(f"{shown!r} exists already: choose another name or replace it")
     if row is None:
-        if condition.etag or condition.size is not None or condition.mtime_s is not None:
+        facts = (condition.size, condition.mtime_s, condition.inode)
+        if condition.etag or facts != (None, None, None):
             raise NotFound(f"{shown!r} does not exist, so it cannot be as demanded")
         return
+    if condition.inode is not None and target.present and condition.inode != target.present[0]:
+        raise PreconditionFailed(f"{shown!r} means another file by now")
     # A mutable file may be another by the time the row knows: nothing demanded of it is certain.
     etag = None if row.is_mutable else row.etag or derived_etag(row)
     if condition.etag not in ("", "*", etag) or condition.other_etag == etag:

@@ -25,6 +25,7 @@ from kvfs.index.lmdb_index import ReadTransaction, WriteTransaction
 from kvfs.index.schema import BlockRow, InodeRow, end_of_life, entry_of, split_key
 from kvfs.model import (
     MAX_KEY_LENGTH,
+    NO_CONDITION,
     NO_DIGEST,
     Codec,
     Digest,
@@ -35,7 +36,6 @@ from kvfs.model import (
     ObjectPath,
     Place,
     PutOptions,
-    WriteCondition,
 )
 from kvfs.store.block_files import BlockLabel, StagingFile, os_error, sectors
 from kvfs.store.context import StoreContext
@@ -177,7 +177,7 @@ class Publisher:
         """Refuse early what the transaction would refuse; return the salt and the label."""
         now_ns = self._context.clock.now_ns()
         with self._context.index.read() as txn:
-            if isinstance(place, ObjectPath) and options.condition == WriteCondition():
+            if isinstance(place, ObjectPath) and options.condition == NO_CONDITION:
                 split_key(place.key)  # nothing else can refuse it before the transaction
                 namespace_id, _ = find_namespace(txn, place.namespace)
             else:

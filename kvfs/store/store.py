@@ -19,6 +19,7 @@ from kvfs.errors import KvfsError, NamespaceNotEmpty, NotFound, Unavailable
 from kvfs.index.lmdb_index import WriteTransaction
 from kvfs.index.schema import entry_of
 from kvfs.model import (
+    NO_CONDITION,
     ROOT_INODE,
     ROOT_NAMESPACE,
     AttributeChange,
@@ -562,7 +563,7 @@ class Store:
 
         Raises: NotFound, PreconditionFailed.
         """
-        return self._names.delete(path, condition or WriteCondition())
+        return self._names.delete(path, condition or NO_CONDITION)
 
     def delete_many(
         self, wanted: Sequence[tuple[ObjectPath, WriteCondition]]
