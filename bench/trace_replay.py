@@ -19,6 +19,9 @@ from typing import Protocol
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (ROOT / "bench" / "traces", ROOT.parent / "shared" / "traces")
 TRACES = ("conversation", "synthetic")
+LOW_RATIO = 0.98
+"""A collection starts at the capacity and ends at this share of it: what the collected caches hold
+is between the two, while LRU and Belady use all of the capacity at every moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,21 @@ class Lru(Fifo):
 
     def touch(self, block: int, at_ms: int) -> None:
         self._blocks.move_to_end(block)
+
+
+class LruInBatches(Lru):
+    """Least recently used, emptied like the store: down to LOW_RATIO at once. What it loses against
+    LRU is the price of batches; what the store loses against it would be the store's."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._low = min(int(capacity * LOW_RATIO), capacity - 1)
+
+    def write(self, block: int, at_ms: int) -> None:
+        if len(self._blocks) >= self._capacity:
+            while len(self._blocks) > self._low:
+                self._blocks.popitem(last=False)
+        self._blocks[block] = None
 
 
 class Sieve:

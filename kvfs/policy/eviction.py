@@ -4,8 +4,9 @@ Owns the choice; never touches files, the index or the clock (callers pass `now_
 data: the executor obeys it and checks each name again in its transaction.
 Order: what has expired goes first. Then a namespace over its quota gives up its own, then all
 namespaces together come down to the low watermark. Within each: soft-pinned last, lower priority
-first, least recently used first, and among equals the one written last: a prefix is written front
-to back and read as a whole, and its tail is worth nothing without its front.
+first, least recently used first (ADR 0017 says what else counts), and among equals the one written
+last: a prefix is written front to back and read as a whole, and its tail is worth nothing without
+its front.
 Holds: a hard-pinned or leased name, and one asked for within the grace period, is never named
 (I5); all shares of a block go or stay together; freed bytes reach what was asked, or the plan says
 `short_by`.
@@ -51,9 +52,12 @@ PAGE_NAMES = 4096
 MAX_NEXT = 1000
 """Blocks that `next_inodes` looks ahead."""
 PROVEN_USE_S = 30
-"""A name in use for long counts as used up to this much later (a quarter of the time it has been in
-use): a prefix that was asked for twice is asked for again more often than one that was not. Gains
-up to 3 % of the hits of LRU on the traces, and costs none anywhere (bench eviction)."""
+"""A name in use counts as used a quarter of the time later for which it has been in use, up to this
+much, and an eighth without limit: a prefix that was asked for twice is asked for again more often
+than one that was not, and what is asked for all day is a system prompt (bench eviction)."""
+TAIL_S = 300
+"""The last of the blocks that were written in one second, never asked for since, ages twice as fast
+for this long: what was written of one prompt ends there, and another prompt parts from it there."""
 # Plain integers: an enum's attribute costs a look-up each, a million times over.
 _FREE, _SOFT, _GRACE, _LEASED, _HARD = (int(state) for state in State)
 
@@ -203,6 +207,7 @@ class Planner:
         rest = iter(candidates)
         while page := list(islice(rest, PAGE_NAMES)):
             self._survey(page)
+        self._columns.age_tails(self._now_s, TAIL_S)
         self._examined = len(self._columns.inodes) + len(self._expired)
 
     def _survey(self, page: list[CandidateRow]) -> None:
@@ -247,13 +252,13 @@ class Planner:
                     self._cold.append(inode)
                 elif form != raw and inode in often and idle_s * HOT_SHARE < compress_after_s:
                     self._hot.append(inode)
-            state = _FREE
+            state, recency = _FREE, accessed_s << 1
             if accessed_s > written_s:
                 if accessed_s > grace_from_s:
                     state = _GRACE  # asked for since it was written: somebody counts on it
-                # Stored access times are 30 s coarse: within that, longer use decides.
-                credit_s = accessed_s - written_s >> 2
-                accessed_s += credit_s if credit_s < PROVEN_USE_S else PROVEN_USE_S
+                used_s = accessed_s - written_s
+                credit_s = used_s >> 2 if used_s < 4 * PROVEN_USE_S else PROVEN_USE_S
+                recency += (max(credit_s, used_s >> 3) << 1) + 1
             if pin or is_leased:
                 state = _HARD if pin == hard else _LEASED if is_leased else max(state, _SOFT)
             if written_s > hour_ago_s:
@@ -266,7 +271,7 @@ class Planner:
             inodes.append(inode)
             namespaces.append(namespace_id)
             sizes.append(size)
-            ranks.append(state << STATE_SHIFT | priority << PRIORITY_SHIFT | accessed_s)
+            ranks.append(state << STATE_SHIFT | priority << PRIORITY_SHIFT | recency)
         self._columns.add(*columns)
         for identity, candidate in shared:
             self._columns.share(identity, candidate)

@@ -9,6 +9,7 @@ from kvfs.errors import InvalidArgument
 from kvfs.model import Pin
 from kvfs.policy.eviction import (
     PAGE_NAMES,
+    TAIL_S,
     Budget,
     Plan,
     Planner,
@@ -61,6 +62,44 @@ def test_lower_priority_leaves_before_colder() -> None:
 def test_among_names_of_one_second_the_last_written_leaves_first() -> None:
     names = [name(inode, age=500) for inode in (1, 2, 3)]
     assert inodes(plan(names, used=91)) == [3, 2]
+
+
+def unasked(inode: int, age: int, key: bytes = b"") -> Candidate:
+    return name(inode, age=age, key=key, written_s=NOW - age)
+
+
+def test_the_last_of_what_was_written_in_one_second_ages_twice_as_fast() -> None:
+    names = [unasked(1, 150), unasked(2, 100), unasked(3, 100), unasked(4, 100), unasked(5, 40)]
+    assert inodes(plan(names, used=120)) == [4, 1, 3, 2]
+
+
+def test_a_tail_ages_faster_for_five_minutes_and_no_longer() -> None:
+    warmer, colder = unasked(1, 1000 + TAIL_S - 1), unasked(2, 1000 + TAIL_S + 1)
+    names = [warmer, colder, unasked(3, 1000), unasked(4, 1000)]
+    assert inodes(plan(names, used=110)) == [2, 4, 1]
+
+
+def test_a_tail_that_was_asked_for_and_a_block_written_alone_age_as_any() -> None:
+    asked = name(3, age=90, written_s=NOW - 91)
+    names = [unasked(1, 100), unasked(2, 120), unasked(4, 91), asked, unasked(5, 80)]
+    assert inodes(plan(names, used=130)) == [2, 1, 4, 3, 5]
+
+
+def test_a_tail_is_a_whole_block_whatever_the_number_of_its_shares() -> None:
+    def share(inode: int, block: int, half: bytes) -> Candidate:
+        return unasked(inode, 100, b"%064x_m_0_1_%s.bin" % (block, half))
+
+    written = [(1, 7, b"k"), (2, 7, b"v"), (3, 8, b"k"), (4, 8, b"v")]
+    names = [share(*each) for each in written] + [unasked(5, 150)]
+    assert inodes(plan(names, used=110)) == [3, 4, 5]
+
+
+def test_what_is_in_use_for_long_outlives_what_was_used_once() -> None:
+    def used(inode: int, age: int, for_s: int) -> Candidate:
+        return name(inode, age=age, written_s=NOW - age - for_s)
+
+    names = [used(1, 100, 40), used(2, 95, 0), used(3, 500, 8 * 460), used(4, 129, 8 * 30)]
+    assert inodes(plan(names, used=120)) == [4, 2, 1, 3]
 
 
 def test_i5_pinned_leased_and_just_promised_names_stay_however_short_space_is() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from kvfs.index.schema import MAX_TIME_S, InodeRow
 from kvfs.model import Kind, NamespaceId, Pin
-from kvfs.store.access_times import MIN_STEP_S, is_worth_writing, touch
+from kvfs.store.access_times import MAX_STEP_S, is_worth_writing, recency_step_s, touch
 from kvfs.store.objects import is_expired
 
 
@@ -17,13 +17,13 @@ def file(**fields: int | bool | Pin) -> InodeRow:
 @pytest.mark.parametrize(
     ("ttl_s", "is_sliding", "age_s", "is_worth"),
     [
-        (0, False, MIN_STEP_S - 1, False),
-        (0, False, MIN_STEP_S, True),
+        (0, False, MAX_STEP_S - 1, False),
+        (0, False, MAX_STEP_S, True),
         (1000, True, 99, False),
         (1000, True, 100, True),
         (5, True, 0, False),
         (5, True, 1, True),
-        (1000, False, MIN_STEP_S, True),
+        (1000, False, MAX_STEP_S, True),
         (1000, True, -500, False),  # the clock was set back
     ],
 )
@@ -31,7 +31,17 @@ def test_a_row_is_rewritten_only_when_it_is_stale(
     ttl_s: int, is_sliding: bool, age_s: int, is_worth: bool
 ) -> None:
     row = file(accessed_s=10_000, ttl_s=ttl_s, is_sliding=is_sliding)
-    assert is_worth_writing(row, 10_000 + age_s) is is_worth
+    assert is_worth_writing(row, 10_000 + age_s, MAX_STEP_S) is is_worth
+
+
+@pytest.mark.parametrize(
+    ("coldest_idle_s", "step_s"),
+    [(0, 1), (20, 1), (59, 2), (400, 20), (600, MAX_STEP_S), (10_000, MAX_STEP_S), (-500, 1)],
+)
+def test_the_faster_a_store_turns_over_the_finer_is_recency(
+    coldest_idle_s: int, step_s: int
+) -> None:
+    assert recency_step_s(10_000 - coldest_idle_s, 10_000) == step_s
 
 
 def test_a_touch_slides_only_a_sliding_lifetime() -> None:
