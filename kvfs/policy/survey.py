@@ -79,8 +79,8 @@ class Columns:
     def __init__(self) -> None:
         self.inodes, self.sizes, self.group_of_entry = array("Q"), array("Q"), array("L")
         self.ranks = array("Q")
-        """State, priority (8 bits), last use (39 bits) and whether it was ever asked for (1 bit): the
-        order of leaving, as a number."""
+        """State, priority (8 bits), last use (39 bits), whether ever asked for (1 bit):
+        the order of leaving, as a number."""
         self.newest, self.namespaces = array("Q"), array("L")
         # A 64-bit hash in place of the group's name. Two names among a million meet with odds of
         # 3e-8, and then leave together: no harm.
