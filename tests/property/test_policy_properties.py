@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvfs.engine_keys import group_of
@@ -45,6 +45,7 @@ candidates = st.lists(
 
 
 @given(candidates, st.integers(0, 200_000), st.integers(0, 100_000))
+@example([Candidate(1, 1, b"x", 10, NOW - 2, NOW - 2)], 0, 10)
 def test_i5_no_plan_names_what_is_pinned_leased_or_just_promised(
     names: list[Candidate], used: int, wanted: int
 ) -> None:
