@@ -71,8 +71,24 @@ def read_toml(path: Path) -> Mapping[str, object]:
         raise InvalidArgument(f"{path} is over {MAX_SETTINGS_BYTES} bytes: no settings file.")
     try:
         return tomllib.loads(text.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8, endless numbers and brackets
         raise InvalidArgument(f"{path} is not valid TOML: {error}.") from error
+
+
+def read_private_toml(path: Path) -> Mapping[str, object]:
+    """Return the tables of a file with secrets, which must be its owner's alone.
+
+    Raises: as `read_toml`; Denied also for a file that others may open.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise NotFound(f"There is no file {path}.") from None
+    except OSError as error:
+        raise Denied(f"Cannot read {path}: {error.strerror}.") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise Denied(f"{path} is open to others; run: chmod 600 {path}")
+    return read_toml(path)
 
 
 def read_root_credential(store: Path, environment: Mapping[str, str]) -> Credential:
@@ -136,17 +152,12 @@ def _variable_or_file(environment: Mapping[str, str], variable: str, file_variab
 
 def _read_credentials_file(path: Path) -> Credential:
     try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
+        table = read_private_toml(path)
+    except NotFound:
         raise NotFound(
             f"There is no credential: set {ACCESS_KEY_VARIABLE} and {SECRET_KEY_VARIABLE}, "
             f"or write access_key and secret_key into {path} (mode 0600)."
         ) from None
-    except OSError as error:
-        raise Denied(f"Cannot read {path}: {error.strerror}.") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Denied(f"{path} is open to others; run: chmod 600 {path}")
-    table = read_toml(path)
     access_key, secret_key = table.get("access_key"), table.get("secret_key")
     if not isinstance(access_key, str) or not isinstance(secret_key, str):
         raise InvalidArgument(f"{path} must hold the strings access_key and secret_key.")

@@ -1,6 +1,6 @@
 """`kvfs-gateway`: the command line of the S3 endpoint.
 
-Owns flags, the check that the store and the credential are there before anything is started, and
+Owns flags, the check that the store and its credentials are there before anything is started, and
 the exit status: 0 stopped by signal, 1 error, 2 usage, 10 no store, 12 credential or permission, 75
 an address in use or another thing that may pass.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import trio
 
+from kvfs.bucket_credentials import BucketCredentials
 from kvfs.config import process_environment, read_root_credential, store_from_environment
 from kvfs.errors import (
     Denied,
@@ -99,6 +100,7 @@ def command(
         make_context(tls_cert, tls_key)  # refuses a bad pair before anything is started
     read_format(root)
     read_root_credential(root, environment)
+    BucketCredentials(root).read()
     scheme = "http" if tls_cert is None else "https"
     addresses, listening = _open_listeners(listen_on, engine_listen, workers, scheme)
     admin_sockets: list[socket.socket] = []

@@ -64,10 +64,11 @@ def signed(
     payload: str = "",
     length: int | None = None,
     secret: str = SECRET_KEY,
+    access_key: str = ACCESS_KEY,
 ) -> Signed:
     """Sign as botocore does; payload: what x-amz-content-sha256 says instead of a hash."""
     request = AWSRequest(method, f"http://{address}{target}", headers=headers or {}, data=body)
-    signer = botocore.auth.S3SigV4Auth(Credentials(ACCESS_KEY, secret), "s3", "us-east-1")
+    signer = botocore.auth.S3SigV4Auth(Credentials(access_key, secret), "s3", "us-east-1")
     if payload:
         signer.payload = lambda _: payload  # type: ignore[method-assign]
     else:

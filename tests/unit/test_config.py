@@ -108,6 +108,16 @@ def test_i8_a_settings_file_is_never_read_past_its_limit(tmp_path: Path) -> None
         read_toml(path)
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 60_000, "a = " + "1" * 60_000])
+def test_a_settings_file_that_toml_cannot_hold_is_refused_as_any_other(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "endless.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidArgument, match=r"endless\.toml"):
+        read_toml(path)
+
+
 def test_a_broken_settings_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(b"\xff = 1")

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, int], ...] = (
     ("kvfs.model", 0),
     ("kvfs.clock", 0),
     ("kvfs.config", 1),
+    ("kvfs.bucket_credentials", 1),
     ("kvfs.metrics", 1),
     ("kvfs.format", 1),
     ("kvfs.engine_keys", 2),

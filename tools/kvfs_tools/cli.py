@@ -40,6 +40,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "umount": ("kvfs_tools.mount_commands:umount", "Unmount a store, cleanly."),
     "up": ("kvfs_tools.up:up", "Store, mount and gateway on this machine, until Ctrl-C."),
     "status": ("kvfs_tools.status:status", "Say how a store is, in a few lines."),
+    "credential": (
+        "kvfs_tools.credential_commands:credential",
+        "S3 credentials that open some buckets only.",
+    ),
     "doctor": ("kvfs_tools.doctor:doctor", "Check this machine and say what to change."),
     "env": ("kvfs_tools.env_command:env", "Print paste-ready settings for an engine."),
 }

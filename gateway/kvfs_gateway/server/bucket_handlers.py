@@ -106,13 +106,17 @@ async def get_bucket_versioning(call: Call) -> Response:
 
 
 async def list_buckets(call: Call) -> Response:
-    """List all buckets in byte order, a page at a time if asked."""
+    """List all buckets that the asker may see in byte order, a page at a time if asked."""
     prefix = call.parameter("prefix")
     limit = call.count("max-buckets", MAX_BUCKETS, MAX_BUCKETS)
     after = decode_token(call.parameter("continuation-token"))
     namespaces = await call.service.read(call.service.store.list_namespaces)
     wanted = prefix.encode()
-    rows = [row for row in namespaces if row.name.startswith(wanted) and row.name > after]
+    rows = [
+        row
+        for row in namespaces
+        if row.name.startswith(wanted) and row.name > after and call.may_see(row.name)
+    ]
     page = rows[:limit]
     result: dict[str, xml.Value] = {
         "Owner": owner(call),

@@ -34,7 +34,10 @@ MAX_ATTEMPTS = 4
 
 
 def read_copy_source(call: Call) -> ObjectPath:
-    """Return what x-amz-copy-source names. Raises: S3Error InvalidArgument, NoSuchVersion."""
+    """Return what x-amz-copy-source names.
+
+    Raises: S3Error InvalidArgument, NoSuchVersion, AccessDenied (the credential is for others).
+    """
     text, _, query = call.head.headers["x-amz-copy-source"].partition("?")
     if query and query != "versionId=null":
         raise S3Error("NoSuchVersion" if query.startswith("versionId=") else "InvalidArgument")
@@ -45,11 +48,13 @@ def read_copy_source(call: Call) -> ObjectPath:
             "InvalidArgument",
             "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
         )
+    if not call.may_see(bucket):
+        raise S3Error("AccessDenied")
     return ObjectPath(bucket, key)
 
 
 def find_copy_source(call: Call) -> Entry:
-    """Return the source's entry, its conditions checked. Raises: S3Error 404, 412."""
+    """Return the source's entry, its conditions checked. Raises: S3Error 403, 404, 412."""
     source = read_copy_source(call)
     store = call.service.store
     entry = store.find(source)
@@ -64,7 +69,7 @@ def find_copy_source(call: Call) -> Entry:
 
 
 async def open_copy_source(call: Call) -> ReadView:
-    """Return the opened source of UploadPartCopy. Raises: S3Error 404, 412."""
+    """Return the opened source of UploadPartCopy. Raises: S3Error 403, 404, 412."""
     entry = find_copy_source(call)
     try:
         return await call.service.read(call.service.store.open_inode, entry.inode)

@@ -116,9 +116,9 @@ def answer(
     request_id: str,
 ) -> Awaitable[Response]:
     """Authorize a request and return its handler's answer to wait for. Raises: S3Error."""
-    target, route, authentication = service.authorize(head, addressing)
+    target, route, authentication, limits = service.authorize(head, addressing)
     access.operation = route.operation
     access.requester = authentication.access_key
     access.bucket, access.key = route.bucket, route.key
-    call = Call(service, head, target, route, authentication, body, request_id)
+    call = Call(service, head, target, route, authentication, limits, body, request_id)
     return HANDLERS[route.operation](call)

@@ -1,23 +1,25 @@
 """What every handler is given: the store, time, keys and limits of one worker, and one call.
 
 Owns authorization: the one function that turns a head into an authenticated, routed call. Holds: no
-handler runs for a request whose signature was not checked; a listener's health paths are the only
-answers to anonymous requests.
+handler runs for a request whose signature was not checked, or whose credential is not for its
+bucket; a listener's health paths are the only answers to anonymous requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from kvfs.aio import BlockingCalls
+from kvfs.bucket_credentials import BucketCredential
 from kvfs.clock import Clock, Randomness
 from kvfs.config import Credential
 from kvfs.model import ObjectPath
 from kvfs.store.store import Store
 from kvfs_gateway.s3.errors import S3Error
 from kvfs_gateway.s3.head import Head
+from kvfs_gateway.s3.permissions import permits
 from kvfs_gateway.s3.routing import Addressing, Route, route
 from kvfs_gateway.s3.sigv2 import is_presigned_v2, verify_presigned_v2
 from kvfs_gateway.s3.sigv4 import Authentication, SignatureVerifier
@@ -49,6 +51,8 @@ class Service:
     region: str = "us-east-1"
     has_md5_etags: bool = False
     """Every ETag an MD5 (`--etag md5`), at MD5's 0.4 GB/s."""
+    bucket_credentials: Mapping[str, BucketCredential] = field(default_factory=dict)
+    """By access key, which is never root's: root's goes first."""
     buffers: BufferPool = field(default_factory=BufferPool)
     writers: BlockingCalls = field(default_factory=lambda: BlockingCalls(WRITE_THREADS))
     publishers: BlockingCalls = field(default_factory=lambda: BlockingCalls(PUBLISH_THREADS))
@@ -63,8 +67,16 @@ class Service:
 
     def secret_of(self, access_key: str) -> str | None:
         """Return the secret of an access key, None if there is no such key."""
-        credential = self.credential
-        return credential.secret_key if access_key == credential.access_key else None
+        if access_key == self.credential.access_key:
+            return self.credential.secret_key
+        limited = self.bucket_credentials.get(access_key)
+        return None if limited is None else limited.secret_key
+
+    def limits_of(self, access_key: str) -> BucketCredential | None:
+        """Return what limits an access key that has a secret, None for root's."""
+        if access_key == self.credential.access_key:
+            return None
+        return self.bucket_credentials[access_key]
 
     @property
     def owner_id(self) -> str:
@@ -91,8 +103,14 @@ class Service:
         """Run a call that waits for the disk to read an object's bytes."""
         return await self.loaders.run(call, *args, **kwargs)
 
-    def authorize(self, head: Head, addressing: Addressing) -> tuple[Target, Route, Authentication]:
-        """Return what is asked and by whom. Raises: S3Error."""
+    def authorize(
+        self, head: Head, addressing: Addressing
+    ) -> tuple[Target, Route, Authentication, BucketCredential | None]:
+        """Return what is asked, by whom, and that credential's limits. Raises: S3Error.
+
+        Nothing is waited for, so secret and limits are those of one moment; a request goes on with
+        them whatever is read meanwhile.
+        """
         target = parse_target(head.target)
         now_s = self.now_s()
         if target.query and is_presigned_v2(target):
@@ -103,10 +121,15 @@ class Service:
         else:
             authentication = self.verifier.verify(head, target, now_s)
             found = route(head, target, addressing)
+        limits = self.limits_of(authentication.access_key)
+        if limits is not None and not permits(
+            found.operation, found.bucket, limits.buckets, is_read_only=limits.is_read_only
+        ):
+            raise S3Error("AccessDenied")
         expected_owner = head.headers.get("x-amz-expected-bucket-owner")
         if expected_owner is not None and expected_owner != self.owner_id:
             raise S3Error("AccessDenied")
-        return target, found, authentication
+        return target, found, authentication, limits
 
 
 @dataclass(slots=True)
@@ -121,6 +144,8 @@ class Call:
     target: Target
     route: Route
     authentication: Authentication
+    limits: BucketCredential | None
+    """None: root asks."""
     body: RequestBody
     request_id: str
 
@@ -128,6 +153,10 @@ class Call:
     def path(self) -> ObjectPath:
         """The object named by the request."""
         return ObjectPath(self.route.bucket, self.route.key)
+
+    def may_see(self, bucket: bytes) -> bool:
+        """Return whether the request may learn of a bucket that its route does not name."""
+        return self.limits is None or bucket in self.limits.buckets
 
     def parameter(self, name: str, default: str = "") -> str:
         """Return a query parameter as text. Raises: S3Error InvalidArgument if it is not UTF-8."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import trio
 
+from kvfs.bucket_credentials import BucketCredentials
 from kvfs.clock import SystemClock, SystemRandomness
 from kvfs.config import process_environment, read_root_credential
 from kvfs.errors import KvfsError
@@ -45,9 +46,12 @@ log = logging.getLogger(__name__)
 class Worker:
     """Serves until it is told to stop."""
 
-    def __init__(self, settings: WorkerSettings, service: Service) -> None:
+    def __init__(
+        self, settings: WorkerSettings, service: Service, bucket_credentials: BucketCredentials
+    ) -> None:
         self._settings = settings
         self._service = service
+        self._bucket_credentials = bucket_credentials
         self._connections = ConnectionSet()
         self._metrics = WorkerMetrics(settings.metrics_fd, settings.worker)
         form = AccessFormat(settings.access_format)
@@ -88,6 +92,7 @@ class Worker:
                             self._connections,
                             self._access_log.flush,
                             self._publish_usage,
+                            self._follow_bucket_credentials,
                         )
                         acceptors.start_soon(_stop_without_supervisor, supervisor, accepting)
                         if self._settings.worker == 0:
@@ -112,12 +117,13 @@ class Worker:
         async for number in signals:
             if number == signal.SIGHUP:
                 self._reload()
+                self._read_bucket_credentials()
             else:
                 stop.cancel()
                 return
 
     def _reload(self) -> None:
-        """Read credential and certificate again; keep the old ones when that fails."""
+        """Read root's credential and certificate again; keep the old ones when that fails."""
         try:
             credential = read_root_credential(self._service.store.path, process_environment())
             if self._tls is not None:
@@ -128,6 +134,21 @@ class Worker:
             return
         self._service.credential = credential
         log.info("event=reloaded")
+
+    def _follow_bucket_credentials(self) -> None:
+        """Read the limited credentials again when their file has changed."""
+        if self._bucket_credentials.has_changed():
+            self._read_bucket_credentials()
+
+    def _read_bucket_credentials(self) -> None:
+        """Read the limited credentials again; keep those that held when that fails."""
+        try:
+            found = self._bucket_credentials.read()
+        except KvfsError as error:
+            log.error("event=bucket_credentials_refused error=%s", error)
+            return
+        self._service.bucket_credentials = found
+        log.info("event=bucket_credentials_read count=%d", len(found))
 
     def _publish_usage(self) -> None:
         """Tell the supervisor's metrics the store's space; the first worker does it for all."""
@@ -164,6 +185,8 @@ def main() -> int:
     route_table()  # built before the first request needs it
     try:
         credential = read_root_credential(Path(settings.store), process_environment())
+        bucket_credentials = BucketCredentials(Path(settings.store))
+        limited = bucket_credentials.read()
         store = open_store(
             Path(settings.store), clock=clock, randomness=randomness, background=True
         )
@@ -172,11 +195,17 @@ def main() -> int:
         return 1
     with store:
         service = Service(
-            store, clock, randomness, credential, settings.region, settings.has_md5_etags
+            store,
+            clock,
+            randomness,
+            credential,
+            settings.region,
+            settings.has_md5_etags,
+            limited,
         )
         gc.collect()
         gc.freeze()  # what is loaded now stays: a full collection took 30 ms of every connection
-        trio.run(Worker(settings, service).run)
+        trio.run(Worker(settings, service, bucket_credentials).run)
     return 0
 
 
