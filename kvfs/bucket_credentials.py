@@ -166,7 +166,7 @@ class BucketCredentials:
 
 def _render(credentials: Mapping[str, BucketCredential]) -> str:
     """Return the file's text; of printable characters JSON's strings are TOML's, too."""
-    text = "# S3 credentials limited to buckets: `kvfs credential` writes, kvfs-gateway reads them.\n"
+    text = "# S3 credentials limited to buckets: see `kvfs credential`; kvfs-gateway reads them.\n"
     for item in credentials.values():
         names = sorted(bucket.decode() for bucket in item.buckets)
         text += (

@@ -84,11 +84,15 @@ def signed(
 
 
 def chunked_body(
-    request: Signed, chunks: Iterable[bytes], trailer: tuple[str, str] | None = None
+    request: Signed,
+    chunks: Iterable[bytes],
+    trailer: tuple[str, str] | None = None,
+    *,
+    secret: str = SECRET_KEY,
 ) -> bytes:
     """Return the aws-chunked, signed body that belongs to a signed head."""
     date = request.amz_date[:8]
-    key = derive_signing_key(SECRET_KEY, date, "us-east-1")
+    key = derive_signing_key(secret, date, "us-east-1")
     scope = f"{date}/us-east-1/s3/aws4_request"
     previous, body = request.signature, b""
 

@@ -66,7 +66,10 @@ def test_each_command_and_its_flags_stand_in_the_command_reference(name: str) ->
     assert name in sections, f"docs/cli.md has no heading `kvfs {name}`"
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    for parameter in command.params:
+    within = command.commands if isinstance(command, click.Group) else {}
+    for inner in within:
+        assert f"kvfs {name} {inner}" in sections[name], f"kvfs {name} {inner} is not described"
+    for parameter in [*command.params, *(p for inner in within.values() for p in inner.params)]:
         for option in parameter.opts if isinstance(parameter, click.Option) else []:
             if option.startswith("--"):
                 assert f"`{option}" in sections[name], f"kvfs {name} {option} is not described"
