@@ -117,6 +117,8 @@ class Operations:
             return state.reply(node, is_fleeting=True)
         if overwrite is not None and overwrite.alias is not None:
             return state.reply(overwrite.alias, is_fleeting=True)  # renamed away since the first
+        if overwrite is not None and overwrite.is_reading:
+            state.pending.finish_overwrite(caller.thread)  # its walk ends here
         if is_reading and state.pending.has_credits(place):
             group = state.processes.group_of(caller.thread)
             credit = state.pending.credit(place, group)

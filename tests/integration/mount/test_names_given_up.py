@@ -128,6 +128,32 @@ def test_a_reader_opens_a_whole_file_however_often_its_name_is_given_another(
     assert known(operations) == 0
 
 
+def test_a_reader_whose_file_is_gone_sees_the_next_one_as_it_is(
+    store: Store, operations: Operations
+) -> None:
+    """Its walk ended at the absent name: nothing is held for it any more."""
+
+    async def run() -> None:
+        first = await look_up(operations)
+        store.unlink(ChildName(ROOT_NODEID, NAME))
+        with pytest.raises(OSError, match="Stale"):
+            await operations.files.open(first, os.O_RDONLY, CALLER)
+        operations.forget(first, 1)
+        with pytest.raises(OSError, match="No such file"):
+            await look_up(operations)
+        put(store, b"second")
+        second = await look_up(operations)
+        put(store, b"third")
+        third = await look_up(operations)
+        assert third != second
+        for nodeid in (second, third):
+            operations.forget(nodeid, 1)
+
+    put(store, b"first")
+    trio.run(run)
+    assert known(operations) == 0
+
+
 def test_what_is_held_for_a_reader_that_never_comes_is_given_up(
     store: Store, clock: ManualClock, operations: Operations
 ) -> None:
