@@ -10,6 +10,7 @@ Length: one method for each thing a caller may ask, mostly docstring.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -68,6 +69,8 @@ from kvfs.store.trash import Trash
 from kvfs.store.trust import Trust
 from kvfs.store.uploads import CompletePart, Uploads
 from kvfs.store.use_counts import UseCounts, Uses, read_uses
+
+log = logging.getLogger(__name__)
 
 COPY_PIECE = 8 << 20
 
@@ -218,7 +221,13 @@ class Store:
     def _close_writable(self) -> None:
         try:
             with self._epoch.closing():
-                self.flush()
+                try:
+                    self._flush_notes()
+                except Unavailable as error:
+                    # A full disk has no room for them, and recency is worth no half-open store.
+                    log.warning("event=last_notes_lost error=%s", error)
+                self._trash.empty_waiting()
+                self._trust.sync()
                 self._housekeeping.close()
                 self._space.close()
                 self._context.index.sync()

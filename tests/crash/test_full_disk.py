@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvfs.clock import ManualClock
 from kvfs.errors import NoSpace, Unavailable
 from kvfs.model import ObjectPath
 from kvfs.open_store import init_store, open_store
@@ -50,8 +51,9 @@ def test_a_full_disk_is_said_so_and_deleting_makes_room(
 ) -> None:
     with loop_disk(tmp_path, "ext4", size=size, options=options) as disk:
         root = disk.mountpoint / "store"
-        init_store(root, capacity_bytes=1 << 30)
-        with open_store(root) as store:
+        clock = ManualClock()
+        init_store(root, capacity_bytes=1 << 30, clock=clock)
+        with open_store(root, clock=clock) as store:
             store.create_namespace(b"kv")
             before = descriptors()
             stored = fill(store, length)
@@ -59,6 +61,7 @@ def test_a_full_disk_is_said_so_and_deleting_makes_room(
             with pytest.raises((NoSpace, Unavailable)):
                 store.put(ObjectPath(b"kv", b"one more"), bytes(2_000_000))
             assert descriptors() == before
+            clock.advance(3600)  # each of these accesses is worth a row, for which there is no room
             for path in stored:
                 assert store.get(path) == body(path, length)
             for path in stored[:15]:
@@ -69,6 +72,6 @@ def test_a_full_disk_is_said_so_and_deleting_makes_room(
             store.sweep()
             report = store.check(is_full=True)
             assert report.is_clean, report.findings
-        with open_store(root) as store:
+        with open_store(root, clock=clock) as store:
             for path in stored[15:]:
                 assert store.get(path) == body(path, length)
