@@ -28,12 +28,12 @@ from kvfs.store.trash import Trash
 TRANSACTION_NS = 4_000_000
 """Work inside one transaction at most; 120 rows need 3 ms of it, and their commit 3-4 ms."""
 NS_PER_S = 1_000_000_000
-MAX_ROWS = 192
+MAX_ROWS = 96
 """Rows of a transaction at most."""
 JOURNAL_ROWS = 1024
 """Removals that are journalled at once: one fdatasync instead of eight."""
-ROWS_PER_S = 5_000
-"""No faster, though three times that is possible: 100,000 rows go in 20 s, and a writer that meets
+ROWS_PER_S = 4_500
+"""No faster, though three times that is possible: 100,000 rows go in 24 s, and a writer that meets
 a transaction waits for its fdatasync, too (bench expired_rows)."""
 REST_SHARE = 1
 """However slow the disk: the lock is left alone for this many times as long as it was held."""
