@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -18,14 +19,17 @@ from kvfs.config import Credential
 from kvfs.model import ObjectPath
 from kvfs.open_store import init_store, open_store
 from kvfs.store.store import Store
+from kvfs_gateway.s3.head import Framing, Head
 from kvfs_gateway.s3.routing import Addressing
+from kvfs_gateway.s3.sigv4 import Authentication, Payload
 from kvfs_gateway.server.access_log import AccessFormat, AccessLog
+from kvfs_gateway.server.body import CHUNKED_LENGTH, BufferPool, RequestBody
 from kvfs_gateway.server.connection import ConnectionSettings, RequestIds
 from kvfs_gateway.server.listener import ConnectionSet
 from kvfs_gateway.server.metrics import WorkerMetrics, create_shared
 from kvfs_gateway.server.page_cache import is_cached
 from kvfs_gateway.server.service import LOAD_THREADS, Service
-from kvfs_gateway.server.transport import PlainTransport
+from kvfs_gateway.server.transport import PlainTransport, Transport
 from tests.integration.gateway_process import ACCESS_KEY, ENGINE_BUCKET, SECRET_KEY
 from tests.integration.gateway_raw import parse_replies, signed
 
@@ -150,3 +154,50 @@ async def test_a_task_that_works_for_long_lets_heads_be_answered_meanwhile(store
                     direct.send(head)
                     server.let_heads_in()
                     assert direct.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+class TinyChunks:
+    """A peer that has always sent more, in chunks of one byte; counts what was taken."""
+
+    def __init__(self) -> None:
+        self.deadline = 0.0
+        self.peer = "peer"
+        self.direct = None
+        self.taken = 0
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        unit, length = b"1\r\nx\r\n", len(buffer)
+        start = self.taken % len(unit)
+        buffer[:] = (unit * (length // len(unit) + 2))[start : start + length]
+        self.taken += length
+        return length
+
+
+@pytest.mark.parametrize("is_aws", [False, True])
+async def test_a_body_in_tiny_chunks_lets_others_have_a_turn_after_each_piece(is_aws: bool) -> None:
+    length = 1 << 30
+    framing = Framing.LENGTH if is_aws else Framing.CHUNKED
+    headers = {"x-amz-decoded-content-length": str(length)}
+    head = Head("PUT", b"/", False, headers, framing, length if is_aws else -1, True, False)
+    transport, turns = TinyChunks(), 0
+    body = RequestBody(
+        cast("Transport", transport), head, bytearray(), BufferPool(), trio.lowlevel.checkpoint
+    )
+    payload = Payload.STREAMING_UNSIGNED_TRAILER if is_aws else Payload.UNSIGNED
+    body.begin(Authentication("key", payload, "", None, False))
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            for number in range(1, 4):
+                assert await body.read()
+                assert turns >= number - 1  # who goes first among two is chance
+                assert transport.taken <= number * CHUNKED_LENGTH
+            nursery.cancel_scope.cancel()
+    body.close()
