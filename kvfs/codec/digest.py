@@ -76,7 +76,7 @@ class RunningDigest:
 
 def digest_pieces(salt: bytes, pieces: Iterable[bytes | memoryview]) -> Digest:
     """Return the digest of `pieces` joined (copies nothing)."""
-    hasher = blake3(key=salt)
+    running = RunningDigest(salt)
     for piece in pieces:
-        hasher.update(piece)
-    return Digest(hasher.digest())
+        running.update(piece)
+    return running.digest()

@@ -213,7 +213,7 @@ class Connection:
         try:
             response = _run_at_once(self._respond(head, self._no_body, access))
         except S3Error as error:
-            response = Response(error.status, list(error.headers), has_length=False)
+            response = _without_body(error)
             code, keeps_alive = error.code, keeps_alive and not error.closes
         data = self._render_head(head, response, access.request_id, keeps_alive=keeps_alive)
         self._record(access, self._no_body, response.status, 0, code)
@@ -325,7 +325,7 @@ class Connection:
         self, head: Head | None, error: S3Error, request_id: str, *, keeps_alive: bool
     ) -> int:
         if error.status == 304 or (head is not None and head.method == "HEAD"):
-            response = Response(error.status, list(error.headers), has_length=False)
+            response = _without_body(error)
             await self._send(head, response, request_id, keeps_alive=keeps_alive)
             return 0
         resource = head.target.partition(b"?")[0].decode("latin-1") if head is not None else "/"
@@ -345,6 +345,11 @@ class Connection:
             if not data:
                 return
             taken += len(data)
+
+
+def _without_body(error: S3Error) -> Response:
+    """Return a refusal for who reads no body."""
+    return Response(error.status, list(error.headers), has_length=False)
 
 
 def _run_at_once(answer: Coroutine[object, None, Response]) -> Response:
