@@ -8,8 +8,7 @@ still means it.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -21,24 +20,10 @@ from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.processes import ProcProcesses
 from kvfs.filesystem.records import ROOT_NODEID, AttributeRequest, Caller
 from kvfs.model import ChildName
-from kvfs.open_store import init_store, open_store
 from kvfs.store.store import Store
-from tests.mount_fixture import CAPACITY
 
 CALLER = Caller(thread=os.getpid())
 PLACE = ChildName(ROOT_NODEID, b"block")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    init_store(tmp_path / "store", capacity_bytes=CAPACITY)
-    with open_store(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -17,24 +15,10 @@ from kvfs.filesystem.operations import Operations
 from kvfs.filesystem.processes import ProcProcesses
 from kvfs.filesystem.records import ROOT_NODEID, Caller
 from kvfs.model import ChildName, Entry
-from kvfs.open_store import init_store, open_store
 from kvfs.store.store import Store
-from tests.mount_fixture import CAPACITY
 
 CALLER, OTHER = Caller(thread=os.getpid()), Caller(thread=1)
 NAME = b"block"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    init_store(tmp_path / "store", capacity_bytes=CAPACITY)
-    with open_store(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @pytest.fixture
@@ -61,6 +45,14 @@ async def begin_overwrite(operations: Operations) -> None:
     with pytest.raises(OSError, match="Stale") as caught:
         await operations.files.open(nodeid, os.O_WRONLY, CALLER)
     assert caught.value.errno == errno.ESTALE
+    operations.forget(nodeid, 1)
+
+
+async def read_and_forget(operations: Operations, nodeid: int, data: bytes) -> None:
+    """Open a file, read `data` from it, and let the kernel forget it."""
+    opened = await operations.files.open(nodeid, os.O_RDONLY, CALLER)
+    assert await operations.contents.read(opened.handle, 0, 9) == data
+    await operations.files.release(opened.handle)
     operations.forget(nodeid, 1)
 
 
@@ -112,16 +104,10 @@ def test_a_reader_opens_a_whole_file_however_often_its_name_is_given_another(
         operations.forget(second, 1)
         assert await look_up(operations) == second, "one walk may ask twice"
         put(store, b"fourth")
-        opened = await operations.files.open(second, os.O_RDONLY, CALLER)
-        assert await operations.contents.read(opened.handle, 0, 9) == b"second"
-        await operations.files.release(opened.handle)
-        operations.forget(second, 1)
+        await read_and_forget(operations, second, b"second")
         assert known(operations) == 0
         newest = await look_up(operations)
-        opened = await operations.files.open(newest, os.O_RDONLY, CALLER)
-        assert await operations.contents.read(opened.handle, 0, 9) == b"fourth"
-        await operations.files.release(opened.handle)
-        operations.forget(newest, 1)
+        await read_and_forget(operations, newest, b"fourth")
 
     put(store, b"first")
     trio.run(run)
